@@ -1,0 +1,1 @@
+"""The instructor's package: builds the learners' notebooks, grades them, reports."""

@@ -1,0 +1,11 @@
+"""The learner's package: everything a notebook or a page of the course needs, and never an answer.
+
+Names used in every notebook are here: :func:`device`, :func:`generator`, :func:`refuse`, and :mod:`lab.check`.
+The rest is imported by its module: ``from lab import data, figures, models, training``.
+"""
+
+from lab.device import device
+from lab.refuse import refuse
+from lab.seeds import generator
+
+__all__ = ["device", "generator", "refuse"]
