@@ -1,0 +1,129 @@
+// Sinusoidal positions (Vaswani 2017, section 3.5), to explore.
+// Data, all optional: {d_model, base, length, position}.
+
+// One row of the table: PE[pos, 2i] = sin(pos / base^(2i/d)), PE[pos, 2i+1] = cos(the same).
+export function encoding(position, dModel, base = 10000) {
+  return Array.from({ length: dModel }, (_, j) => {
+    const angle = position / base ** ((j - (j % 2)) / dModel);
+    return j % 2 === 0 ? Math.sin(angle) : Math.cos(angle);
+  });
+}
+
+export function table(length, dModel, base = 10000) {
+  return Array.from({ length }, (_, position) => encoding(position, dModel, base));
+}
+
+// The dot product of one position with every position.
+export function products(rows, position) {
+  return rows.map((row) => row.reduce((sum, value, j) => sum + value * rows[position][j], 0));
+}
+
+export function mount(figure, { d_model = 32, base = 10000, length = 64, position = 8 } = {}) {
+  const state = { dModel: d_model, base, position };
+  const controls = document.createElement("div");
+  controls.className = "course-controls";
+  controls.append(
+    chooser("Dimensions d", [16, 32, 64], state.dModel, (v) => (state.dModel = v)),
+    chooser("Base", [10, 100, 1000, 10000], state.base, (v) => (state.base = v)),
+    slider("Position", length, state.position, (v) => (state.position = v)),
+  );
+
+  const canvas = document.createElement("canvas");
+  canvas.className = "position-map";
+  canvas.setAttribute("role", "img");
+  const mapCaption = caption("Rows: positions, downwards. Columns: dimensions. Orange is −1, blue is +1; the marked row is the chosen position.");
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("role", "img");
+  svg.setAttribute("viewBox", `0 0 ${length * 10} 120`);
+  const productCaption = caption("The dot product of the chosen position with every position.");
+  const text = document.createElement("p");
+  text.className = "course-state";
+  text.setAttribute("aria-live", "polite");
+  figure.append(controls, canvas, mapCaption, svg, productCaption, text);
+
+  function draw() {
+    const rows = table(length, state.dModel, state.base);
+    const dots = products(rows, state.position);
+    paint(canvas, rows, state.position);
+    plot(svg, dots, state.position);
+    const others = dots.filter((_, i) => i !== state.position);
+    const lowest = dots.indexOf(Math.min(...dots));
+    const next = dots[state.position + 1] ?? dots[state.position - 1];
+    canvas.setAttribute("aria-label", `The encodings of ${length} positions in ${state.dModel} dimensions: fast waves in the first columns, slow ones in the last.`);
+    svg.setAttribute("aria-label", `Dot products with position ${state.position}: from ${Math.min(...dots).toFixed(2)} to ${Math.max(...dots).toFixed(2)}.`);
+    text.textContent =
+      `Position ${state.position}, d = ${state.dModel}, base ${state.base}: with itself the product is ` +
+      `${dots[state.position].toFixed(2)} (d/2), with a neighbour ${next.toFixed(2)}, at most ` +
+      `${Math.max(...others).toFixed(2)} with another position, least ${dots[lowest].toFixed(2)} with position ${lowest}.`;
+  }
+
+  function chooser(label, values, value, set) {
+    const select = document.createElement("select");
+    for (const v of values) select.append(new Option(String(v), String(v), v === value, v === value));
+    select.addEventListener("change", () => { set(Number(select.value)); draw(); });
+    return line(label, select);
+  }
+
+  function slider(label, count, value, set) {
+    const input = Object.assign(document.createElement("input"), { type: "range", min: 0, max: count - 1, step: 1, value });
+    const output = document.createElement("output");
+    output.textContent = value;
+    input.addEventListener("input", () => {
+      output.textContent = input.value;
+      set(Number(input.value));
+      draw();
+    });
+    return line(label, input, output);
+  }
+
+  draw();
+}
+
+function line(label, ...parts) {
+  const element = document.createElement("label");
+  const name = document.createElement("span");
+  name.textContent = label;
+  element.append(name, ...parts);
+  return element;
+}
+
+function caption(text) {
+  const element = document.createElement("p");
+  element.className = "course-caption";
+  element.textContent = text;
+  return element;
+}
+
+// One pixel a number, enlarged by the style sheet; the same colours in the light and the dark theme.
+function paint(canvas, rows, marked) {
+  canvas.width = rows[0].length;
+  canvas.height = rows.length;
+  canvas.style.height = `${rows.length * 4}px`;
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(canvas.width, canvas.height);
+  rows.flat().forEach((value, n) => {
+    const far = value < 0 ? [213, 94, 0] : [0, 114, 178];
+    const amount = Math.abs(value);
+    far.forEach((c, channel) => (image.data[4 * n + channel] = 245 + (c - 245) * amount));
+    const row = Math.floor(n / canvas.width);
+    image.data[4 * n + 3] = row === marked ? 255 : 150;
+  });
+  context.putImageData(image, 0, 0);
+}
+
+function plot(svg, values, marked) {
+  const low = Math.min(0, ...values);
+  const high = Math.max(...values);
+  const y = (v) => 115 - (110 * (v - low)) / (high - low);
+  svg.replaceChildren();
+  const make = (tag, attributes) => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    svg.append(node);
+  };
+  make("line", { x1: 0, x2: values.length * 10, y1: y(0), y2: y(0), stroke: "currentColor", "stroke-opacity": 0.5 });
+  values.forEach((value, i) => {
+    const [top, bottom] = [Math.min(y(0), y(value)), Math.max(y(0), y(value))];
+    make("rect", { x: i * 10 + 1, width: 8, y: top, height: bottom - top, fill: i === marked ? "var(--mark, #d55e00)" : "var(--bar)" });
+  });
+}
