@@ -81,5 +81,34 @@ function mountFigure(figure) {
   figure.classList.add("mounted");
 }
 
+// --- repairs -------------------------------------------------------------------------------------
+
+// What scrolls sideways must be reachable by keyboard: wide formulas, tables and outputs on a phone.
+function makeScrollable() {
+  for (const box of document.querySelectorAll("mjx-container[display], .text_html, .output pre, .pst-scrollable-table-container")) {
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
+  }
+}
+
+// Widgets come after the page: their Play buttons and slider handles have no names.
+function nameWidgets() {
+  const icons = { "fa-play": "Play", "fa-pause": "Pause", "fa-stop": "Stop", "fa-retweet": "Repeat" };
+  for (const [icon, name] of Object.entries(icons)) {
+    for (const i of document.querySelectorAll(`button > i.${icon}`)) i.parentElement.setAttribute("aria-label", name);
+  }
+  for (const handle of document.querySelectorAll(".noUi-handle[role=slider]")) {
+    const label = handle.closest(".jupyter-widgets")?.querySelector(".widget-label")?.textContent;
+    handle.setAttribute("aria-label", label || "Value");
+  }
+}
+
+if (document.querySelector('script[type="application/vnd.jupyter.widget-view+json"]')) {
+  new MutationObserver(nameWidgets).observe(document.body, { childList: true, subtree: true });
+}
+const whenTypeset = window.MathJax?.startup?.promise ?? Promise.resolve();
+whenTypeset.then(makeScrollable);
+addEventListener("resize", makeScrollable);
+
 document.querySelectorAll(".course-stepper").forEach(mountStepper);
 document.querySelectorAll(".course-figure").forEach(mountFigure);

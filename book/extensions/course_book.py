@@ -160,14 +160,16 @@ def shows_widget(env, name: str) -> bool:
 
 def add_scripts(app: Sphinx, page: str, template: str, context: dict, doctree) -> None:
     """Give the page the scripts that it uses, and an exercise its download."""
-    body = context.get("body", "")
+    # sphinxcontrib-bibtex writes a role that no longer exists inside role="list".
+    body = context.get("body", "").replace('role="doc-biblioentry"', 'role="listitem"')
+    context["body"] = body
     assets = context["pathto"]("_static/vendor/widgets/", resource=True)
     if "application/vnd.jupyter.widget-view+json" in body:
         # embed.js looks for its fonts here; and a label in a widget asks for MathJax 2.
         app.add_js_file(
             None, body=f"window.__jupyter_widgets_assets_path__ = {json.dumps(assets)};"
         )
-        app.add_js_file("mathjax_hub.js", priority=400)
+        app.add_js_file("mathjax_hub.js", priority=600, defer="defer")
     for name in sorted(set(re.findall(r'class="course-figure" data-figure="(\w+)"', body))):
         app.add_js_file(f"figures/{name}.js", priority=600, defer="defer")
     app.add_js_file("course.js", priority=700, defer="defer")
