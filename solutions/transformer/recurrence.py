@@ -57,7 +57,7 @@ def rnn_forward(
     bias: Float[Tensor, "hidden"],
     h_0: Float[Tensor, "... hidden"] | None = None,
 ) -> Float[Tensor, "... length hidden"]:
-    """All hidden states of a recurrent network with tanh (Elman 1990; Pascanu et al. 2013, §1).
+    """All hidden states of a simple recurrent network with tanh (after Elman 1990).
 
     Args:
         x: the inputs, at least one step. Leading dimensions (batch) are free.
@@ -194,7 +194,11 @@ own = [
 ]
 right = [tensor.detach().clone().requires_grad_() for tensor in own]
 pull = torch.randn(2, 5, 3, generator=rng, dtype=torch.float64).to(device)
-(rnn_forward(*own) * pull).sum().backward()
+states = rnn_forward(*own)
+check.that(
+    states.requires_grad, "The states do not know where they come from: something is detached."
+)
+(states * pull).sum().backward()
 (theirs.rnn_forward(*right) * pull).sum().backward()
 for name, mine, other in zip(("x", "w_xh", "w_hh", "bias", "h_0"), own, right, strict=True):
     check.that(
@@ -493,16 +497,16 @@ own = [
     torch.randn(shape, generator=rng, dtype=torch.float64).to(device).requires_grad_()
     for shape in [(2, 4), (2, 3), (2, 3), (12, 7), (12,)]
 ]
-before = [tensor.detach().clone() for tensor in own]
+plain = [tensor.detach().clone() for tensor in own]
+lstm_cell(*plain)
+for name, mine, was in zip(("x", "h", "c", "weight", "bias"), plain, own, strict=True):
+    check.close(mine, was, because=f"The function changed its argument {name} in place.")
 right = [tensor.detach().clone().requires_grad_() for tensor in own]
 pulls = torch.randn(2, 2, 3, generator=rng, dtype=torch.float64).to(device)
 for function, arguments in [(lstm_cell, own), (theirs.lstm_cell, right)]:
     h, c = function(*arguments)
     ((h * pulls[0]).sum() + (c * pulls[1]).sum()).backward()
-for name, mine, other, was in zip(
-    ("x", "h", "c", "weight", "bias"), own, right, before, strict=True
-):
-    check.close(mine, was, because=f"The function changed its argument {name} in place.")
+for name, mine, other in zip(("x", "h", "c", "weight", "bias"), own, right, strict=True):
     check.that(mine.grad is not None, f"No gradient reaches {name}: is something detached?")
     check.close(
         mine.grad,
@@ -667,14 +671,16 @@ own = [
     torch.randn(shape, generator=rng, dtype=torch.float64).to(device).requires_grad_()
     for shape in [(2, 4), (2, 3), (6, 7), (6,), (3, 7), (3,)]
 ]
-before = [tensor.detach().clone() for tensor in own]
+argument_names = ("x", "h", "gate_weight", "gate_bias", "candidate_weight", "candidate_bias")
+plain = [tensor.detach().clone() for tensor in own]
+gru_cell(*plain)
+for name, mine, was in zip(argument_names, plain, own, strict=True):
+    check.close(mine, was, because=f"The function changed its argument {name} in place.")
 right = [tensor.detach().clone().requires_grad_() for tensor in own]
 pull = torch.randn(2, 3, generator=rng, dtype=torch.float64).to(device)
 for function, arguments in [(gru_cell, own), (theirs.gru_cell, right)]:
     (function(*arguments) * pull).sum().backward()
-argument_names = ("x", "h", "gate_weight", "gate_bias", "candidate_weight", "candidate_bias")
-for name, mine, other, was in zip(argument_names, own, right, before, strict=True):
-    check.close(mine, was, because=f"The function changed its argument {name} in place.")
+for name, mine, other in zip(argument_names, own, right, strict=True):
     check.that(mine.grad is not None, f"No gradient reaches {name}: is something detached?")
     check.close(mine.grad, other.grad, because=f"The gradient of {name} is off.")
 ### END HIDDEN TESTS
@@ -707,7 +713,9 @@ for name, mine, other, was in zip(argument_names, own, right, before, strict=Tru
 def step_jacobian(
     h: Float[Tensor, "... hidden"], w_hh: Float[Tensor, "hidden hidden"]
 ) -> Float[Tensor, "... hidden hidden"]:
-    """How one step of ``rnn_forward`` moves with the state before it (Pascanu et al. 2013, §2).
+    """How one step of ``rnn_forward`` moves with the state before it.
+
+    (Pascanu et al. 2013, §2, whose state is the sum before the nonlinearity; ours is the value after it.)
 
     Args:
         h: the state *after* the step, h_k. Leading dimensions (batch, steps) are free.
@@ -1101,7 +1109,7 @@ figures.show(
 
 # %% [markdown]
 # The lines are nearly straight on a logarithmic scale: each step multiplies, as the product of Jacobians says. Only
-# $\rho = 1$ and the wide open gates are near to keeping it, and of these only the gates can be opened and shut by
+# $\rho = 1$ and the gates set to keep are near to keeping it, and of these only the gates can be opened and shut by
 # what is read.
 #
 # ## Experiment: remember the first symbol
