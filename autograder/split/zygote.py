@@ -1,0 +1,104 @@
+"""A warm process: it has imported what every notebook imports, and forks another process for each.
+
+Importing torch takes seconds, forking a process that has imported it takes milliseconds. Nothing is computed
+here, so that no thread pool exists (a fork after one has started can hang).
+
+Requests come one by one on the control socket: ``{"spawn": number, …}`` with a file descriptor, the new
+process's channel; ``{"kill": number}``; ``{"keep": name, "size": bytes}``, followed by the bytes.
+"""
+
+import argparse
+import contextlib
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+
+__all__ = ["main", "run"]
+
+MAX_REQUEST = 1 << 16
+
+
+def run(
+    control: socket.socket, start: Callable[[socket.socket, dict], None], *, announce: dict
+) -> None:
+    """Serves the control socket until it closes; ``start`` runs in each new process, which then ends."""
+    gc.collect()
+    gc.freeze()  # the collector of a child leaves these objects alone, so their memory stays shared
+    children: dict[int, int] = {}
+    control.send(b"{}")  # warm, and ready
+    while True:
+        request, descriptors, _, _ = socket.recv_fds(control, MAX_REQUEST, 1)
+        if not request:
+            break
+        _reap(children)
+        order = json.loads(request)
+        if "kill" in order:
+            _kill(children, order["kill"])
+        elif "keep" in order and keep:
+            keep(order["keep"], b"".join(_chunks(control, order["size"])))
+        else:
+            children[order["spawn"]] = _fork(control, descriptors[0], order, start)
+    for number in list(children):
+        _kill(children, number)
+
+
+def main() -> None:
+    """Entry of the warm learner process, inside the sandbox."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--control", type=int, required=True)
+    parser.add_argument("--isolated", type=int, choices=(0, 1), required=True)
+    arguments = parser.parse_args()
+    control = socket.socket(fileno=arguments.control)
+    from autograder.split import learner
+
+    learner.warm_up()
+    run(
+        control,
+        lambda channel, order: learner.start(channel, isolated=bool(arguments.isolated)),
+    )
+
+
+def _chunks(control: socket.socket, size: int) -> Iterator[bytes]:
+    while size > 0:
+        chunk = control.recv(MAX_REQUEST)
+        size -= len(chunk)
+        yield chunk
+
+
+def _fork(control: socket.socket, descriptor: int, order: dict, start: Callable) -> int:
+    child = os.fork()
+    if child:
+        os.close(descriptor)
+        return child
+    status = 1
+    try:
+        os.setsid()
+        control.close()
+        start(socket.socket(fileno=descriptor), order)
+        status = 0
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.__stderr__, flush=True)
+    finally:
+        os._exit(status)
+
+
+def _kill(children: dict[int, int], number: int) -> None:
+    process = children.pop(number, None)
+    if process is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+
+
+def _reap(children: dict[int, int]) -> None:
+    for number, process in list(children.items()):
+        if os.waitpid(process, os.WNOHANG)[0]:
+            del children[number]
+
+
+if __name__ == "__main__":
+    main()
