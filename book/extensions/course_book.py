@@ -13,6 +13,7 @@ import re
 import shutil
 from pathlib import Path
 
+import execute
 from docutils import nodes
 from docutils.parsers.rst import directives
 from fontTools import subset
@@ -196,6 +197,16 @@ def check_vendor(app: Sphinx, config) -> None:
     config.templates_path.append(str(TEMPLATES))
 
 
+def reread_stale_pages(app: Sphinx, env, added: set, changed: set, removed: set) -> list[str]:
+    """Read every page again whose results may rest on an older `lab` or an older recorded run."""
+    cache = Path(app.config.nb_execution_cache_path).resolve()
+    execute.forget_stale_results(cache)
+    now = execute.inputs_hash()
+    stale = getattr(env, "course_inputs", now) != now
+    env.course_inputs = now
+    return [name for name in env.found_docs if not name.startswith("exercises/")] if stale else []
+
+
 def copy_files(app: Sphinx, problem: Exception | None = None) -> None:
     """Copy what the pages load. Not `html_static_path`: a build that changed no page skips that."""
     if problem or app.builder.format != "html":
@@ -278,6 +289,7 @@ def setup(app: Sphinx) -> dict:
     app.add_css_file("course.css", priority=900)
     app.connect("config-inited", check_vendor)
     app.connect("builder-inited", copy_files)
+    app.connect("env-get-outdated", reread_stale_pages)
     app.connect("env-updated", drop_unseen_widgets)
     app.connect("html-page-context", add_scripts)
     app.connect("build-finished", copy_files)

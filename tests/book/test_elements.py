@@ -1,0 +1,263 @@
+"""Figures, steppers and questions: that they move without a kernel, and show the right numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+
+# --- the mathematics of the formula figures, against torch ---------------------------------------
+
+
+@pytest.fixture
+def elements(sample, page):
+    page.goto(sample.url + "elements.html")
+    return page
+
+
+def call(page, figure: str, function: str, *arguments):
+    return page.evaluate(
+        "([f, g, a]) => window.courseFigures[f][g](...a)", [figure, function, list(arguments)]
+    )
+
+
+def expected_distribution(logits, temperature, k, p):
+    """Temperature, top-k, then top-p by sorting, in float64: another algorithm than the figure's."""
+    full = torch.softmax(torch.tensor(logits, dtype=torch.float64) / temperature, 0)
+    ordered, index = full.sort(descending=True, stable=True)
+    ordered[k:] = 0
+    ordered /= ordered.sum()
+    before = ordered.cumsum(0) - ordered
+    ordered[before >= p - 1e-12] = 0
+    return torch.zeros_like(full).scatter(0, index, ordered / ordered.sum())
+
+
+@pytest.mark.parametrize(
+    ("temperature", "k", "p"),
+    [(1, 23, 1), (0.1, 23, 1), (3, 23, 0.9), (1, 5, 1), (0.7, 9, 0.55), (2, 1, 0.05)],
+)
+def test_next_token_is_torchs_distribution(elements, temperature, k, p):
+    logits = np.random.default_rng(7).normal(scale=2.5, size=23).tolist()
+    got = call(
+        elements, "next_token", "distribution", logits, {"temperature": temperature, "k": k, "p": p}
+    )
+    expected = expected_distribution(logits, temperature, k, p)
+    torch.testing.assert_close(
+        torch.tensor(got["probabilities"], dtype=torch.float64), expected, rtol=0, atol=1e-12
+    )
+    assert len(got["kept"]) == int((expected > 0).sum())
+    entropy = torch.distributions.Categorical(probs=expected).entropy() / np.log(2)
+    assert got["entropy"] == pytest.approx(entropy.item(), abs=1e-10)
+
+
+def test_next_token_survives_large_logits_and_ties(elements):
+    settings = {"temperature": 0.1, "k": 2, "p": 1}
+    got = call(elements, "next_token", "distribution", [1000, 1000, 1000, -1000], settings)
+    assert got["probabilities"] == [0.5, 0.5, 0, 0]
+    crossing = call(
+        elements,
+        "next_token",
+        "distribution",
+        np.log([0.5, 0.3, 0.2]).tolist(),
+        {"temperature": 1, "k": 3, "p": 0.6},
+    )
+    assert crossing["kept"] == [0, 1], "top-p keeps the token that crosses p"
+
+
+@pytest.mark.parametrize(("d_model", "base"), [(16, 10000), (32, 100), (64, 10000)])
+def test_positions_are_those_of_the_paper(elements, d_model, base):
+    length, chosen = 50, 13
+    position = np.arange(length)[:, None]
+    angle = position / base ** (np.arange(0, d_model, 2) / d_model)
+    expected = np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(length, d_model)
+    rows = call(elements, "positions", "table", length, d_model, base)
+    np.testing.assert_allclose(rows, expected, atol=1e-12)
+    np.testing.assert_allclose(
+        call(elements, "positions", "products", rows, chosen),
+        expected @ expected[chosen],
+        atol=1e-10,
+    )
+
+
+# --- by keyboard ----------------------------------------------------------------------------------
+
+
+def test_next_token_moves_by_keyboard_and_says_so(elements):
+    figure = elements.locator('[data-figure="next_token"]')
+    data = json.loads(figure.locator("script").text_content())
+    assert len(data["tokens"]) >= 20
+    temperature, k, p = figure.get_by_role("slider").all()
+    temperature.focus()
+    for _ in range(5):
+        elements.keyboard.press("ArrowLeft")
+    assert temperature.get_attribute("aria-valuetext") == "0.5"
+    k.focus()
+    elements.keyboard.press("Home")
+    for _ in range(6):
+        elements.keyboard.press("ArrowRight")
+    p.focus()
+    for _ in range(2):
+        elements.keyboard.press("ArrowLeft")
+    expected = expected_distribution(data["logits"], 0.5, 7, 0.9)
+    kept = int((expected > 0).sum())
+    state = figure.locator("[aria-live]").text_content()
+    assert state.startswith(f"{kept} of {len(expected)} tokens can be drawn.")
+    assert f"probability {expected.max():.4f}" in state
+    shown = figure.get_by_role("listitem").locator("b").all_text_contents()
+    numbers = sorted((f"{q:.4f}" for q in expected if q > 0), reverse=True)
+    assert shown == numbers + ["out"] * (len(expected) - kept)
+
+
+def test_positions_move_by_keyboard_and_say_so(elements):
+    figure = elements.locator('[data-figure="positions"]')
+    figure.get_by_role("slider").focus()
+    elements.keyboard.press("ArrowRight")
+    state = figure.locator("[aria-live]").text_content()
+    assert "Position 9" in state
+    assert "with itself the product is 16.00" in state
+    dimensions = figure.get_by_role("combobox").first
+    dimensions.focus()
+    elements.keyboard.press("ArrowDown")
+    state = figure.locator("[aria-live]").text_content()
+    assert "d = 64" in state
+    assert "with itself the product is 32.00" in state
+    # cos differences: the neighbour's product is the sum of cos(base^(-2i/d)).
+    neighbour = np.cos(10000.0 ** -(np.arange(0, 64, 2) / 64)).sum()
+    assert f"neighbour {neighbour:.2f}" in state
+
+
+def visible_frames(stepper):
+    return [f for f in stepper.locator("figure").all() if f.is_visible()]
+
+
+@pytest.mark.parametrize("name", ["Temperature", "Heating"])
+def test_a_slider_steps_by_keyboard_without_a_kernel(elements, name):
+    stepper = elements.get_by_role("group", name=name, exact=True)
+    (frame,) = visible_frames(stepper)
+    assert frame.locator("figcaption").text_content() == "T = 0.1"
+    stepper.get_by_role("slider").focus()
+    for _ in range(4):
+        elements.keyboard.press("ArrowRight")
+    (frame,) = visible_frames(stepper)
+    assert frame.locator("figcaption").text_content() == "T = 0.5"
+    assert stepper.get_by_role("slider").get_attribute("aria-valuetext") == "T = 0.5"
+    assert "temperature 0.5" in stepper.get_by_role("status").text_content()
+    elements.keyboard.press("End")
+    assert visible_frames(stepper)[0].locator("figcaption").text_content() == "T = 2.0"
+
+
+def test_play_runs_and_pauses(elements):
+    stepper = elements.get_by_role("group", name="Heating")
+    button = stepper.get_by_role("button", name="Play")
+    button.focus()
+    elements.keyboard.press("Enter")
+    frame = stepper.locator("figure:visible figcaption")
+    elements.wait_for_function(
+        "(n) => n.textContent !== 'T = 0.1'", arg=stepper.locator("output").element_handle()
+    )
+    stepper.get_by_role("button", name="Pause").press("Enter")
+    stood = frame.text_content()
+    elements.wait_for_timeout(900)
+    assert frame.text_content() == stood != "T = 0.1"
+
+
+def test_a_dropdown_steps(elements):
+    stepper = elements.get_by_role("group", name="Choose")
+    stepper.get_by_role("combobox").focus()
+    elements.keyboard.press("ArrowDown")
+    assert visible_frames(stepper)[0].locator("figcaption").text_content() == "T = 0.2"
+
+
+def test_two_sliders_keep_each_others_place(elements):
+    stepper = elements.get_by_role("group", name="Temperature and k")
+    first, second = stepper.get_by_role("slider").all()
+    second.focus()
+    elements.keyboard.press("ArrowRight")
+    first.focus()
+    elements.keyboard.press("End")
+    (frame,) = visible_frames(stepper)
+    assert frame.locator("figcaption").text_content() == "T = 4, k = 2"
+
+
+def test_a_question_answers_back(elements):
+    question = elements.get_by_role("group", name=re.compile("causal model"))
+    replies = question.locator(".reply")
+    assert [r.is_visible() for r in replies.all()] == [False, False]
+    wrong = question.get_by_role("radio").nth(1)
+    wrong.focus()
+    elements.keyboard.press("Space")
+    assert [r.is_visible() for r in replies.all()] == [False, True]
+    assert "Not quite. Then it would be given the answer" in " ".join(
+        replies.nth(1).text_content().split()
+    )
+    elements.keyboard.press("ArrowUp")
+    assert [r.is_visible() for r in replies.all()] == [True, False]
+
+
+def test_plain_widgets_move_beside_mathematics(sample, page):
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(sample.url + "widgets.html")
+    handle = page.get_by_role("slider")
+    handle.wait_for()
+    handle.focus()
+    page.keyboard.press("ArrowRight")
+    page.get_by_text("row 1", exact=True).wait_for()
+    assert page.get_by_text("row 0", exact=True).is_hidden()
+    page.get_by_role("button", name="Play").press("Enter")
+    page.get_by_text("row 3", exact=True).wait_for()
+    page.locator(".widget-label mjx-container").wait_for()  # the label's mathematics is set
+    assert not problems
+
+
+# --- with no scripts, and on paper ---------------------------------------------------------------
+
+
+def captions(page, label: str) -> list[str]:
+    frames = page.locator(f'.course-stepper[aria-label="{label}"] figure:visible figcaption')
+    return frames.all_text_contents()
+
+
+def assert_strips(page) -> None:
+    assert captions(page, "Temperature") == ["T = 0.1", "T = 0.7", "T = 1.4", "T = 2.0"]
+    assert captions(page, "Heating") == ["T = 0.1", "T = 2.0"]
+    corners = ["T = 0.5, k = 1", "T = 0.5, k = 5", "T = 4, k = 1", "T = 4, k = 5"]
+    assert captions(page, "Temperature and k") == corners
+    for figure in page.locator(".course-figure").all():
+        assert figure.locator(".course-fallback").is_visible()
+        assert (
+            figure.get_by_role("slider").count() == 0
+            or not figure.get_by_role("slider").first.is_visible()
+        )
+
+
+def test_without_scripts_the_strip_is_shown(sample, browser):
+    with browser.new_context(java_script_enabled=False) as context:
+        page = context.new_page()
+        page.goto(sample.url + "elements.html")
+        assert_strips(page)
+        assert page.get_by_role("slider").count() == 0
+        page.get_by_role("radio").nth(1).check()
+        assert page.locator(".wrong .reply").is_visible()
+
+
+def test_print_shows_the_strip(elements):
+    elements.emulate_media(media="print")
+    assert_strips(elements)
+    assert elements.locator(".right .reply").is_visible()
+
+
+def test_modules_would_not_load_from_a_folder(sample, page, tmp_path):
+    """Why the figures are shipped as classic scripts; when this fails they need not be."""
+    (tmp_path / "figure.js").write_text("export const x = 1;")
+    (tmp_path / "page.html").write_text(
+        '<script type="module">import { x } from "./figure.js"; document.title = x;</script>'
+    )
+    page.goto((tmp_path / "page.html").as_uri())
+    page.wait_for_timeout(300)
+    assert page.title() != "1"
