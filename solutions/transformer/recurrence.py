@@ -2,8 +2,9 @@
 # # Recurrence
 #
 # Before the Transformer, a network that read a sequence read it one step at a time, and carried what it had read in
-# a vector. You build the three cells that did this, and then the reason they were replaced is yours to measure: what
-# happens to a gradient on its way back through a hundred steps.
+# a vector. You build the three cells that did this, and measure what they struggled with: how much of a gradient is
+# left after a hundred steps back, and what gates do about it. (The paper that replaced them argues from two other
+# things, which you will meet on the way: steps that wait for each other, and long paths. Vaswani et al. 2017, §4.)
 #
 # **You build** a recurrent network, the LSTM and GRU cells, the product of Jacobians, and the norm of the gradient
 # over distance · **Minutes** 75 · **Points** 19 · **Difficulty** ●●○ ·
@@ -1237,4 +1238,5 @@ figures.show(
 # again: near the distance where a cell begins to fail, luck decides.
 #
 # None of the cells escapes the other price: the symbol and the answer are `distance` steps apart, and each step waits
-# for the one before. The attention of the next exercise looks back in a single step.
+# for the one before. These two, the length of the path and the waiting, are what Vaswani et al. (2017, §4) hold against
+# recurrence. The attention of the next exercise looks back in a single step.
