@@ -302,7 +302,7 @@ check.raises(
 # there is news or not. Something seen a hundred steps ago has been rewritten a hundred times.
 #
 # The *long short-term memory* (Hochreiter & Schmidhuber 1997) keeps a second vector, the cell state $c$, which is
-# only ever *added to*. Three gates between 0 and 1, computed from the last state and the input, decide what is added,
+# scaled and *added to* instead of rewritten. Three gates between 0 and 1, computed from the last state and the input, decide what is added,
 # what is kept and what is shown:
 #
 # $$\begin{aligned}
@@ -538,7 +538,7 @@ check.raises(
 # h_t &= (1 - z_t) \odot h_{t-1} + z_t \odot \tilde h_t
 # \end{aligned}$$
 #
-# At $z = 0$ the state passes on untouched, and so does the gradient: $1 - z$ does what the LSTM's $f$ did.
+# At $z = 0$ the state passes on untouched, and so does the gradient: $1 - z$ stands where the LSTM has $f$.
 #
 # **Convention.** Who gets $z$ and who gets $1 - z$ differs from place to place. Here $z$ weighs the *new* state, as in
 # Chung et al. (2014), which compares the cells. In Cho et al. (2014) and in torch's `nn.GRUCell` $z$ weighs the
