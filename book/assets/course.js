@@ -36,7 +36,8 @@ function control(axis, changed) {
     return label;
   }
   const slider = element("input", { type: "range", min: 0, max: axis.titles.length - 1, step: 1, value: 0 });
-  const output = element("output");
+  // aria-valuetext says the same to a screen reader.
+  const output = element("span", { className: "course-value", ariaHidden: "true" });
   const update = () => {
     output.textContent = axis.titles[slider.value];
     slider.setAttribute("aria-valuetext", axis.titles[slider.value]);

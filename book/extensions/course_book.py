@@ -121,7 +121,9 @@ class SelfCheck(SphinxDirective):
                 f'<input type="radio" name="{group}" aria-describedby="{reply}"> <span>'
             ),
             *option.children,
-            raw(f'</span></label><div class="reply" id="{reply}"><p class="verdict">{verdict}</p>'),
+            raw(
+                f'</span></label><div class="reply" id="{reply}"><p class="verdict">{verdict}</p>\n'
+            ),
             *item.children[1:],
             raw("</div></div>"),
         ]

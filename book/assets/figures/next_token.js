@@ -72,7 +72,7 @@ export function mount(figure, { tokens, logits }) {
 
   function slider(label, range, format, set) {
     const input = Object.assign(document.createElement("input"), { type: "range", ...range });
-    const output = document.createElement("output");
+    const output = Object.assign(document.createElement("span"), { className: "course-value", ariaHidden: "true" });
     const show = () => {
       output.textContent = format(Number(input.value));
       input.setAttribute("aria-valuetext", output.textContent);

@@ -66,7 +66,7 @@ export function mount(figure, { d_model = 32, base = 10000, length = 64, positio
 
   function slider(label, count, value, set) {
     const input = Object.assign(document.createElement("input"), { type: "range", min: 0, max: count - 1, step: 1, value });
-    const output = document.createElement("output");
+    const output = Object.assign(document.createElement("span"), { className: "course-value", ariaHidden: "true" });
     output.textContent = value;
     input.addEventListener("input", () => {
       output.textContent = input.value;
