@@ -392,7 +392,8 @@ class NGram:
             ValueError: a token is not one of ``0 … vocab_size - 1`` (the message says ``vocab_size``).
         """
         ### BEGIN SOLUTION
-        self._check_ids(tokens)
+        if any(not 0 <= token < self.vocab_size for token in tokens):
+            raise ValueError(f"a token is not one of the vocab_size = {self.vocab_size} ids")
         for t, token in enumerate(tokens):
             for length in range(min(t, self.order - 1) + 1):
                 context = tuple(tokens[t - length : t])
@@ -400,8 +401,8 @@ class NGram:
                 self.totals[context] += 1
         ### END SOLUTION
 
-    def distribution(self, context: Sequence[int], alpha: float) -> Float[Tensor, " vocab"]:
-        """The probability of every token after ``context``, as float64 on the CPU.
+    def probability(self, token: int, context: Sequence[int], alpha: float) -> float:
+        """The probability of one token after ``context``.
 
         Only the last ``order - 1`` tokens of the context count. A shorter context is used as it is.
 
@@ -409,7 +410,26 @@ class NGram:
             ValueError: ``alpha`` is not positive (the message says ``alpha``).
         """
         ### BEGIN SOLUTION
-        probs = [self._probability(w, context, alpha) for w in range(self.vocab_size)]
+        if alpha <= 0:
+            raise ValueError(f"alpha must be positive, got {alpha}")
+        context = tuple(context[max(0, len(context) - self.order + 1) :])
+        p = 1 / self.vocab_size
+        for length in range(len(context) + 1):  # from the empty context to the whole
+            shorter = context[len(context) - length :]
+            if shorter not in self.totals:
+                break  # never seen, and so none of the longer ones either
+            p = (self.followers[shorter][token] + alpha * p) / (self.totals[shorter] + alpha)
+        return p
+        ### END SOLUTION
+
+    def distribution(self, context: Sequence[int], alpha: float) -> Float[Tensor, " vocab"]:
+        """The probability of every token after ``context``, as float64 on the CPU.
+
+        Raises:
+            ValueError: as ``probability``.
+        """
+        ### BEGIN SOLUTION
+        probs = [self.probability(w, context, alpha) for w in range(self.vocab_size)]
         return torch.tensor(probs, dtype=torch.float64)
         ### END SOLUTION
 
@@ -424,34 +444,14 @@ class NGram:
                 ``0 … vocab_size - 1`` (the message says ``vocab_size``).
         """
         ### BEGIN SOLUTION
-        self._check_ids(tokens)
-        if alpha <= 0:
-            raise ValueError(f"alpha must be positive, got {alpha}")
+        if any(not 0 <= token < self.vocab_size for token in tokens):
+            raise ValueError(f"a token is not one of the vocab_size = {self.vocab_size} ids")
         total = 0.0
         for t, token in enumerate(tokens):
             context = tokens[max(0, t - self.order + 1) : t]
-            total += math.log(self._probability(token, context, alpha))
+            total += math.log(self.probability(token, context, alpha))
         return total
         ### END SOLUTION
-
-    ### BEGIN SOLUTION
-    def _probability(self, token, context, alpha):
-        if alpha <= 0:
-            raise ValueError(f"alpha must be positive, got {alpha}")
-        context = tuple(context[max(0, len(context) - self.order + 1) :])
-        p = 1 / self.vocab_size
-        for length in range(len(context) + 1):  # from the empty context to the whole
-            shorter = context[len(context) - length :]
-            if shorter not in self.totals:
-                break  # never seen, and so none of the longer ones either
-            p = (self.followers[shorter][token] + alpha * p) / (self.totals[shorter] + alpha)
-        return p
-
-    def _check_ids(self, tokens):
-        if any(not 0 <= token < self.vocab_size for token in tokens):
-            raise ValueError(f"a token is not one of the vocab_size = {self.vocab_size} ids")
-
-    ### END SOLUTION
 
 
 # %% test="ngram_counts" points=2
@@ -468,6 +468,11 @@ check.close(
     [1.7 / 3, 1.3 / 3],
     because="After `a`: (count + alpha * what the shorter context says) / (how often `a` was followed + alpha). The "
     "last `a` of the text was followed by nothing.",
+)
+check.close(
+    bigram.probability(1, [0], alpha=1.0),
+    1.3 / 3,
+    because="The probability of one token is its entry in the distribution.",
 )
 check.close(
     bigram.distribution([0, 0, 0, 1], alpha=1.0),
@@ -527,6 +532,12 @@ for order in (1, 2, 3, 4):
                 because="P(w | h) = (c(h w) + alpha P(w | h')) / (c(h) + alpha), where h' lacks the oldest token of "
                 "h, c(h) counts only occurrences that are followed by a token, and every text starts anew.",
             )
+    token = int(torch.randint(5, (), generator=rng))
+    check.close(
+        mine.probability(token, first[:4], 0.6),
+        right.probability(token, first[:4], 0.6),
+        because="probability and distribution disagree: one is an entry of the other.",
+    )
     check.that(
         torch.as_tensor(mine.distribution([0], 1.0)).dtype == torch.float64,
         "The distribution should be a tensor of dtype torch.float64.",
@@ -544,6 +555,15 @@ for context in ([], [2], [0], [1, 2], [4, 0]):
         because="Two texts are two texts: the last tokens of one are no context for the first of the next.",
     )
 for alpha in (0.0, -1.0):
+    check.raises(
+        ValueError,
+        one.probability,
+        1,
+        [2],
+        alpha,
+        mentions="alpha",
+        because="alpha must be positive: say alpha.",
+    )
     check.raises(
         ValueError,
         one.distribution,
@@ -779,11 +799,11 @@ for kind, T in ((torch.float64, 1e-306), (torch.float32, 1e-37)):
         theirs.temperature(logits.to(kind), T),
         because="At a tiny temperature logits / T overflows and inf - inf is NaN: take the largest logit off first.",
     )
-check.that(
-    temperature(logits.float(), 0.5).dtype == torch.float32
-    and temperature(logits.float(), 0.0).dtype == torch.float32,
-    "The probabilities have the dtype of the logits.",
-)
+for kind in (torch.float32, torch.float64):
+    check.that(
+        all(temperature(logits.to(kind), T).dtype == kind for T in (0.0, 0.5)),
+        "The probabilities have the dtype of the logits.",
+    )
 for T in (-0.5, math.inf, math.nan):
     check.raises(
         ValueError,
@@ -839,14 +859,14 @@ logits[0, 5] = -4.0
 check.equal(
     greedy(logits), theirs.greedy(logits), because="Among equal logits the smallest id wins."
 )
-# Frequencies. By Hoeffding's inequality one share misses by 0.026 in 20,000 draws with probability 2 exp(-27);
-# there are 12 shares, so a right answer fails here less than once in 10^10 courses.
+# Frequencies. By Hoeffding's inequality one share misses by 0.026 in 20,000 independent draws with probability
+# 2 exp(-27); with 18 shares and the two tests of independence a right answer fails less than once in 10^10 courses.
 order = torch.randperm(6, generator=rng)
-probs = torch.tensor([[0.4, 0.3, 0.2, 0.1, 0.0, 0.0], [0.05, 0.35, 0.0, 0.1, 0.35, 0.15]])[:, order]
-probs = probs.double().to(device)
+skewed, flat = [0.4, 0.3, 0.2, 0.1, 0.0, 0.0], [0.05, 0.35, 0.0, 0.1, 0.35, 0.15]
+probs = torch.tensor([skewed, flat, skewed], dtype=torch.float64)[:, order].to(device)
 seed = int(torch.randint(2**40, (), generator=rng))
-draws = sample(probs[:, None].expand(2, 20_000, 6), torch.Generator().manual_seed(seed))
-check.shape(draws, (2, 20_000), because="One token for each row of probabilities.")
+draws = sample(probs[:, None].expand(3, 20_000, 6), torch.Generator().manual_seed(seed))
+check.shape(draws, (3, 20_000), because="One token for each row of probabilities.")
 check.that(draws.dtype == torch.int64, "Token ids are integers (torch.int64).")
 shares = torch.stack([(draws == token).double().mean(dim=-1) for token in range(6)], dim=-1)
 check.that(
@@ -857,10 +877,12 @@ check.that(
     bool((shares[probs == 0] == 0).all()),
     "A token of probability 0 was drawn: that must never happen.",
 )
-# Neighbouring rows are independent: the same token twice in a row as often as the sum of p².
-twice = (draws[0, ::2] == draws[0, 1::2]).double().mean()
+# Rows are independent: two of them agree as often as the sum of p², be they neighbours or far apart.
+agree = probs[0].square().sum()
+neighbours = (draws[0, ::2] == draws[0, 1::2]).double().mean()
+blocks = (draws[0] == draws[2]).double().mean()
 check.that(
-    bool((twice - probs[0].square().sum()).abs() < 0.036),
+    bool((neighbours - agree).abs() < 0.036) and bool((blocks - agree).abs() < 0.026),
     "The draws of different rows depend on each other: every row needs a random number of its own.",
 )
 # The caller's generator decides, and is used up.
@@ -1167,13 +1189,13 @@ def generate(
 
 
 # %% test="generation" points=3
-# A model that counts: after token i it expects i + 1. It notes what it is shown.
+# A model that counts: after token i it expects i + 1 (and 0 after 9). It notes what it is shown.
 shown = []
 
 
 def counting(tokens):
     shown.append(tokens.tolist())
-    return torch.nn.functional.one_hot(tokens[-1] + 1, 10).float()
+    return torch.nn.functional.one_hot((tokens[-1] + 1) % 10, 10).float()
 
 
 check.equal(
@@ -1331,7 +1353,7 @@ from tqdm.auto import tqdm
 from lab import data, figures
 
 SEED = 0
-PLAYS = 29 if device.type == "cuda" else 5
+PLAYS = 32 if device.type == "cuda" else 4
 ORDERS, ALPHAS = range(1, 7), (0.01, 1.0, 20.0)
 
 characters = sorted(set(data.text("train")))
@@ -1359,14 +1381,18 @@ def measure(model: NGram, texts: list[list[int]], alpha: float) -> float:
 
 
 models, on_seen, on_unseen = {}, {}, {}
-for order in (progress := tqdm(ORDERS, desc="order")):
+progress = tqdm(total=len(ORDERS) * (len(read) + len(ALPHAS)))
+for order in ORDERS:
     models[order] = NGram(order, len(characters))
+    progress.set_description(f"order {order}")
     for text in read:
         models[order].fit(text)
-        progress.set_postfix(reading=f"{order}-grams")
+        progress.update()
     for alpha in ALPHAS:
         on_seen[alpha, order] = measure(models[order], seen, alpha)
         on_unseen[alpha, order] = measure(models[order], unseen, alpha)
+        progress.update()
+progress.close()
 
 print(f"{sum(map(len, read)):,} characters read, {len(characters)} different ones")
 print("order" + "".join(f"   α = {alpha:<5} seen  unseen" for alpha in ALPHAS))
@@ -1399,8 +1425,8 @@ figures.show(
 
 # %% [markdown]
 # Now let it write. The same model of order 6, the same prompt: greedy, three temperatures, and the nucleus. Greedy
-# soon goes round in a circle; at temperature 1 it writes as the plays do, more or less; above it falls apart, and the
-# nucleus holds it together again.
+# soon goes round in a circle. At temperature 1 it writes more or less as the plays do, a few letters at a time. At 2
+# the words themselves fall apart, and cutting the tail, at the same temperature, mends most of them.
 
 # %% experiment=true
 writer = models[6]
@@ -1427,7 +1453,7 @@ ways = {
 for way, choose in tqdm(ways.items(), desc="writing"):
     print(f"――― {way} ―――\n{write(choose)}\n")
 
-context = "to the qu"
+context = "with the"
 logits = writer.distribution(encode(context), alpha=1.0).log()
 filtered = {
     "T = 0.5": temperature(logits, 0.5),
@@ -1436,10 +1462,10 @@ filtered = {
     "T = 2, k = 3": top_k(temperature(logits, 2.0), 3),
     "T = 2, p = 0.8": top_p(temperature(logits, 2.0), 0.8),
 }
-likely = logits.argsort(descending=True)[:6].tolist()
-fig, axes = plt.subplots(1, len(filtered), sharey=True, figsize=(8, 2.8))
+likely = logits.argsort(descending=True)[:8].tolist()
+fig, axes = plt.subplots(1, len(filtered), sharey=True, figsize=(9, 2.8))
 for ax, (name, probs) in zip(axes, filtered.items(), strict=True):
-    ax.bar([repr(characters[i])[1:-1] for i in likely], probs[likely])
+    ax.bar([repr(characters[i])[1:-1].replace(" ", "␣") for i in likely], probs[likely])
     ax.set(title=name, ylim=(0, 1))
 axes[0].set_ylabel("probability")
 kept = int((filtered["T = 2, p = 0.8"] > 0).sum())

@@ -164,10 +164,10 @@ MISCONCEPTIONS = [
         says="Your c(h) also counts the h at the end of the text, which no token follows. Then the probabilities after "
         "h sum to less than 1. Count h only together with the token after it.",
         wrong={
-            "        ### END SOLUTION\n\n    def distribution(": (
+            "        ### END SOLUTION\n\n    def probability(": (
                 "        for length in range(1, min(len(tokens), self.order - 1) + 1):\n"
                 "            self.totals[tuple(tokens[len(tokens) - length :])] += 1\n"
-                "        ### END SOLUTION\n\n    def distribution("
+                "        ### END SOLUTION\n\n    def probability("
             )
         },
     ),
@@ -260,8 +260,8 @@ MISCONCEPTIONS = [
         says="Your log_prob leaves out the first tokens, which have no full context. They are predicted too, from the "
         "shorter context they have.",
         wrong={
-            "total += math.log(self._probability(token, context, alpha))": (
-                "total += math.log(self._probability(token, context, alpha)) * (t >= self.order - 1)"
+            "total += math.log(self.probability(token, context, alpha))": (
+                "total += math.log(self.probability(token, context, alpha)) * (t >= self.order - 1)"
             )
         },
     ),
@@ -275,7 +275,7 @@ MISCONCEPTIONS = [
         name="ngram_in_bits",
         part="ngram",
         says="Your log_prob is in bits (log₂). This course counts in nats: math.log.",
-        wrong={"math.log(self._probability(": "math.log2(self._probability("},
+        wrong={"math.log(self.probability(": "math.log2(self.probability("},
     ),
     # --- choose
     Misconception(

@@ -65,6 +65,9 @@ class NGram:
     def _cut(self, context):
         return tuple(context[-(self.n - 1) :]) if self.n > 1 else ()
 
+    def probability(self, token, context, alpha):
+        return self.distribution(context, alpha)[token].item()
+
     def distribution(self, context, alpha):
         if alpha <= 0:
             raise ValueError("alpha > 0, please")
@@ -272,6 +275,9 @@ class NGram:
                 node.followers[token] = node.followers.get(token, 0) + 1
                 node.total += 1
 
+    def probability(self, token, context, alpha):
+        return self.distribution(context, alpha)[token].item()
+
     def distribution(self, context, alpha):
         if not alpha > 0:
             raise ValueError(f"{alpha=}")
@@ -343,6 +349,9 @@ class NGram:
                 table.index_put_(
                     tuple(grams.T), torch.ones(len(grams), dtype=torch.float64), accumulate=True
                 )
+
+    def probability(self, token, context, alpha):
+        return self.distribution(context, alpha)[token].item()
 
     def distribution(self, context, alpha):
         if alpha <= 0:
@@ -522,6 +531,9 @@ class NGram:
     def fit(self, tokens):
         self._known(tokens)
         self.texts.append(list(tokens))
+
+    def probability(self, token, context, alpha):
+        return self.distribution(context, alpha)[token].item()
 
     def distribution(self, context, alpha):
         if alpha <= 0:
