@@ -1017,7 +1017,7 @@ class Transformer(nn.Module):
     def encode(self, source: Int[Tensor, "batch source"]) -> Float[Tensor, "batch source d_model"]:
         """The memory. What stands at padded positions is not specified; nothing real depends on it."""
         ### BEGIN SOLUTION
-        real = self.real_tokens(source)
+        real = (source != self.pad_id)[:, None, :]  # (batch, 1, source): the same for every query
         x = self.embed(source)
         for block in self.encoder_blocks:
             x = block(x, real)
@@ -1035,7 +1035,7 @@ class Transformer(nn.Module):
         ``source`` says which positions of the memory are padding.
         """
         ### BEGIN SOLUTION
-        real = self.real_tokens(source)
+        real = (source != self.pad_id)[:, None, :]
         x = self.embed(target)
         for block in self.decoder_blocks:
             x = block(x, memory, real)
@@ -1055,13 +1055,6 @@ class Transformer(nn.Module):
             raise ValueError(f"source is a batch of {len(source)}, target a batch of {len(target)}")
         return self.decode(target, self.encode(source), source)
         ### END SOLUTION
-
-    ### BEGIN SOLUTION
-    def real_tokens(self, tokens):
-        # (batch, 1, length): the same keys for every query.
-        return (tokens != self.pad_id)[:, None, :]
-
-    ### END SOLUTION
 
 
 # %% [markdown]

@@ -433,7 +433,9 @@ MISCONCEPTIONS = [
         name="pad_id_is_always_zero",
         part="transformer",
         says="Your padding mask looks for token 0. Which token is padding is said by pad_id.",
-        wrong={"tokens != self.pad_id": "tokens != 0"},
+        wrong={
+            "self.d_model, self.pad_id = d_model, pad_id": "self.d_model, self.pad_id = d_model, 0"
+        },
     ),
     Misconception(
         name="layers_share_their_weights",
