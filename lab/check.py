@@ -171,6 +171,8 @@ def raises(
     wanted = f"a {kind.__name__}" + (f" that mentions {mentions!r}" if mentions else "")
     try:
         function(*arguments)
+    except NotImplementedError:
+        raise  # an answer not yet written is not a wrong one
     except kind as error:
         if mentions.lower() in str(error).lower():
             return

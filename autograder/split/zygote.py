@@ -23,9 +23,15 @@ MAX_REQUEST = 1 << 16
 
 
 def run(
-    control: socket.socket, start: Callable[[socket.socket, dict], None], *, announce: dict
+    control: socket.socket,
+    start: Callable[[socket.socket, dict], None],
+    keep: Callable[[str, bytes], None] | None = None,
 ) -> None:
-    """Serves the control socket until it closes; ``start`` runs in each new process, which then ends."""
+    """Serves the control socket until it closes.
+
+    ``start`` runs in each new process, which then ends; ``keep`` gets what later processes shall find in
+    their memory.
+    """
     gc.collect()
     gc.freeze()  # the collector of a child leaves these objects alone, so their memory stays shared
     children: dict[int, int] = {}

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Attention
 #
-# In 2014 a translator learnt to look back at the words of its source while it wrote {cite}`bahdanau2015`. In 2017
-# the Transformer kept only the looking {cite}`vaswani2017`. You build that part here, from its one equation to a
+# In 2014 a translator learnt to look back at the words of its source while it wrote (Bahdanau et al. 2014). In
+# 2017 the Transformer kept only the looking (Vaswani et al. 2017). You build that part here, from its one equation to a
 # module that can be trained.
 #
 # **You build** scaled dot-product attention, its masks, and multi-head attention · **Minutes** 75 ·
@@ -458,22 +458,15 @@ class MultiHeadAttention(nn.Module):
         ``(batch, 1, keys)`` broadcast.
         """
         ### BEGIN SOLUTION
-        q = self._split_heads(self.q_proj(queries))
-        k = self._split_heads(self.k_proj(keys))
-        v = self._split_heads(self.v_proj(values))
+        q, k, v = self.q_proj(queries), self.k_proj(keys), self.v_proj(values)
+        # (batch, length, d_model) -> (batch, length, heads, d_k) -> (batch, heads, length, d_k)
+        q, k, v = (x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2) for x in (q, k, v))
         if mask is not None and mask.dim() == 3:
             mask = mask[:, None]  # (batch, 1, queries, keys): the same for each head
         heads = scaled_dot_product_attention(q, k, v, mask)  # (batch, heads, queries, d_k)
         joined = heads.transpose(1, 2).flatten(start_dim=2)  # (batch, queries, d_model)
         return self.output_proj(joined)
         ### END SOLUTION
-
-    ### BEGIN SOLUTION
-    def _split_heads(self, x):
-        # (batch, length, d_model) -> (batch, heads, length, d_k)
-        return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
-
-    ### END SOLUTION
 
 
 # %% test="multi_head_by_hand" points=2

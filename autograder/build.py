@@ -1,0 +1,122 @@
+"""From ``solutions/`` to ``exercises/``: our source notebooks, nbgrader's own ``generate_assignment``."""
+
+import filecmp
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from nbgrader.converters import GenerateAssignment
+from nbgrader.coursedir import CourseDirectory
+from traitlets.config import Config, PyFileConfigLoader
+
+from autograder.notebooks import source_notebook, written
+from autograder.source import ROOT, exercise_paths, read_exercise
+
+__all__ = ["build", "course_config", "register", "stale", "write_sources"]
+
+SOURCES = ROOT / "_build" / "source"
+RELEASED = ROOT / "exercises"
+
+
+def build(release: Path = RELEASED) -> list[Path]:
+    """Generates the learners' notebooks of all exercises; returns their paths.
+
+    Raises:
+        SourceError: an exercise breaks a rule. Nothing has been written to ``release`` then.
+    """
+    eras = write_sources()
+    scratch = ROOT / "_build" / "release"
+    shutil.rmtree(scratch, ignore_errors=True)
+    for era in eras:
+        config = course_config(release_directory=scratch, assignment_id=era)
+        config.SaveCells.enabled = False
+        _generate(config, no_database=True)
+    _mirror(scratch, release)
+    return sorted(release.glob("*/*.ipynb"))
+
+
+def stale() -> list[str]:
+    """What ``exercises/`` has that a build would not give, or lacks, or has otherwise."""
+    fresh = ROOT / "_build" / "fresh"
+    build(release=fresh)
+    names = {
+        str(path.relative_to(folder)) for folder in (fresh, RELEASED) for path in folder.glob("*/*")
+    }
+    return sorted(
+        name
+        for name in names
+        if not (fresh / name).is_file()
+        or not (RELEASED / name).is_file()
+        or not filecmp.cmp(fresh / name, RELEASED / name, shallow=False)
+    )
+
+
+def write_sources() -> list[str]:
+    """Writes the nbgrader source notebooks of all exercises; returns the eras.
+
+    Raises:
+        SourceError: an exercise breaks a rule. Nothing has been written then.
+    """
+    notebooks = {path: written(source_notebook(read_exercise(path))) for path in exercise_paths()}
+    shutil.rmtree(SOURCES, ignore_errors=True)
+    for path, text in notebooks.items():
+        target = SOURCES / path.parent.name / f"{path.stem}.ipynb"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    return sorted({path.parent.name for path in notebooks})
+
+
+def register(db_url: str) -> list[str]:
+    """Makes a gradebook know the exercises as they are now; returns the eras.
+
+    nbgrader keeps the cells and points of an assignment in the gradebook; ``generate_assignment`` puts them there.
+    """
+    eras = write_sources()
+    for era in eras:
+        config = course_config(release_directory=ROOT / "_build" / "registered", assignment_id=era)
+        config.CourseDirectory.db_url = db_url
+        _generate(config, no_database=False)
+    return eras
+
+
+def course_config(**course: object) -> Config:
+    """The course's nbgrader configuration, with some traits of its ``CourseDirectory`` set otherwise."""
+    config = PyFileConfigLoader("nbgrader_config.py", path=str(ROOT)).load_config()
+    for name, value in course.items():
+        config.CourseDirectory[name] = str(value) if isinstance(value, Path) else value
+    return config
+
+
+def quiet_log(name: str) -> logging.Logger:
+    """nbgrader reports every file it copies; only what needs somebody's attention is passed on."""
+    log = logging.getLogger(f"course.{name}")
+    log.setLevel(logging.ERROR)
+    return log
+
+
+def _generate(config: Config, *, no_database: bool) -> None:
+    course = CourseDirectory(config=config)
+    converter = GenerateAssignment(
+        coursedir=course, config=config, no_database=no_database, force=True
+    )
+    converter.log = course.log = quiet_log("build")
+    converter.start()
+
+
+def _mirror(fresh: Path, release: Path) -> None:
+    """Makes ``release`` hold the fresh notebooks and no others, touching only what differs."""
+    wanted = {path.relative_to(fresh) for path in fresh.glob("*/*.ipynb")}
+    for name in wanted:
+        target = release / name
+        if not target.is_file() or not filecmp.cmp(fresh / name, target, shallow=False):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(fresh / name, target)
+    for old in _stray(release, wanted):
+        old.unlink()
+
+
+def _stray(release: Path, wanted: set[Path]) -> Iterator[Path]:
+    yield from (
+        path for path in release.glob("*/*.ipynb") if path.relative_to(release) not in wanted
+    )

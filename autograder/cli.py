@@ -1,0 +1,225 @@
+"""The command ``autograder``: build, check, grade, and the sample class."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from autograder.source import ROOT, SourceError
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    help="Builds the learners' notebooks, grades them, and says how they did.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(highlight=False)
+
+IsolationOption = Annotated[
+    str,
+    typer.Option(
+        help="'sandbox', or 'process' where there are no Linux namespaces (see SECURITY.md)."
+    ),
+]
+
+
+@app.command()
+def build(
+    check: Annotated[
+        bool, typer.Option(help="Change nothing; fail when exercises/ is stale.")
+    ] = False,
+) -> None:
+    """Generate exercises/ from solutions/."""
+    from autograder import build as builder
+
+    if check:
+        old = builder.stale()
+        if old:
+            _stop(
+                f"exercises/ is stale ({', '.join(old)}): run `make exercises` and commit what it writes."
+            )
+        console.print("exercises/ is up to date.")
+        return
+    for path in builder.build():
+        console.print(f"  {path.relative_to(ROOT)}")
+
+
+@app.command("check")
+def check_notebook(
+    notebook: Annotated[Path, typer.Argument(help="A notebook of exercises/, answered.")],
+    isolation: IsolationOption = "sandbox",
+) -> None:
+    """Grade one notebook at once and say what each test found."""
+    from autograder.engine import default
+    from autograder.loader import find_exercise
+    from autograder.notebooks import graded_cells, read_submission, rebuilt_notebook
+
+    exercise = find_exercise(_era_of(notebook), notebook.stem)
+    submission = read_submission(notebook, exercise)
+    with console.status("grading"):
+        result = default(isolation).grade(
+            exercise, graded_cells(rebuilt_notebook(exercise, submission), exercise)
+        )
+    _show_result(exercise, result)
+    if not all(verdict["passed"] for verdict in result["tests"].values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def grade(
+    folder: Annotated[
+        Path, typer.Argument(help="The class: FOLDER/submitted/<student>/<era>/<exercise>.ipynb.")
+    ] = ROOT,
+    isolation: IsolationOption = "sandbox",
+    due: Annotated[str | None, typer.Option(help="Due date, e.g. '2025-03-03 12:00:00 UTC'.")] = None,
+) -> None:
+    """Grade a class into its gradebook and write feedback."""
+    _grade(folder, isolation, due)
+
+
+@app.command("sample-class")
+def sample_class(
+    folder: Annotated[Path, typer.Argument(help="Where to write and grade it; replaced if it is there.")],
+) -> None:
+    """Write a class of right, wrong and hostile submissions to every exercise, and grade it.
+
+    Where no sandbox can be made, the hostile ones are left out and the rest is graded without one.
+    """
+    from autograder.sample_class.make import DUE, make_sample_class
+    from autograder.sandbox import SandboxMissing, check_sandbox
+
+    isolation = "sandbox"
+    try:
+        check_sandbox()
+    except SandboxMissing as missing:
+        isolation = "process"
+        console.print(f"{escape(str(missing))}\n[yellow]The harmless part of the sample class is graded that way.[/]")
+    make_sample_class(folder, harmless=isolation == "process")
+    _grade(folder, isolation, DUE)
+
+
+def _grade(folder: Path, isolation: str, due: str | None) -> None:
+    from autograder.classes import ClassFolder, grade_class, relative
+
+    where = ClassFolder(folder)
+    with _progress() as bar:
+        tasks: dict[str, int] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
+
+        notes = grade_class(where, isolation, show, due)
+    show_scores(where)
+    for note in notes:
+        console.print(f"[yellow]![/] {escape(note)}")
+    console.print(f"gradebook  {relative(where.gradebook)}\nfeedback   {relative(where.feedback)}")
+
+
+@app.command()
+def scores(folder: Annotated[Path, typer.Argument(help="The class's folder.")] = ROOT) -> None:
+    """Print the scores a class's gradebook holds."""
+    from autograder.classes import ClassFolder
+
+    show_scores(ClassFolder(folder))
+
+
+def show_scores(where: "ClassFolder") -> None:
+    """Prints a table: a row for each student, a column for each exercise."""
+    from autograder.classes import scores as read_scores
+
+    found = read_scores(where.db_url)
+    exercises = sorted({(score.era, score.exercise) for score in found})
+    table = Table(title="Points found by tests (written answers are graded by hand)")
+    table.add_column("student")
+    possible = {(s.era, s.exercise): s.possible_auto for s in found}
+    for era, name in exercises:
+        table.add_column(f"{name}\nof {possible[era, name]:g}", justify="right")
+    for student in sorted({score.student for score in found}):
+        own = {(s.era, s.exercise): s for s in found if s.student == student}
+        late = any(score.late_seconds > 0 for score in own.values())
+        cells = [f"{own[key].auto:g}" if key in own else "–" for key in exercises]
+        table.add_row(escape(student) + (" (late)" if late else ""), *cells)
+    console.print(table)
+
+
+def main() -> None:
+    """Entry of the command; errors that the user can mend are one message, not a traceback."""
+    from autograder.notebooks import SubmissionError
+    from autograder.sandbox import SandboxMissing
+
+    try:
+        app()
+    except (SourceError, SandboxMissing, SubmissionError, FileNotFoundError) as error:
+        _stop(str(error))
+    except KeyboardInterrupt:
+        _stop("Interrupted. What was graded is kept; run the same command again to continue.")
+
+
+def _show_result(exercise: "Exercise", result: dict) -> None:
+    for outcome in result["cells"]:
+        if outcome["error"] and outcome["error"][0] != "NotImplementedError":
+            console.print(f"[yellow]a cell raised[/] {escape(': '.join(outcome['error']))}")
+    reached = 0
+    for test, verdict in result["tests"].items():
+        points = exercise.cell(test).points
+        reached += points * verdict["passed"]
+        mark = "[green]passed[/]" if verdict["passed"] else "[red]not yet[/]"
+        console.print(f"{mark}  {test}  {points * verdict['passed']}/{points}")
+        if verdict["message"]:
+            console.print(escape(_indented(verdict["message"])))
+    possible = sum(exercise.cell(test).points for test in result["tests"])
+    by_hand = exercise.points - possible
+    console.print(
+        f"{reached} of {possible} points"
+        + (f"; {by_hand} more are graded by hand" if by_hand else "")
+    )
+
+
+def _era_of(notebook: Path) -> str:
+    """The era of a notebook: its folder, or the folder of the exercise that has its name."""
+    if not notebook.is_file():
+        raise FileNotFoundError(f"There is no file {notebook}.")
+    eras = [path.parent.name for path in (ROOT / "solutions").glob(f"*/{notebook.stem}.py")]
+    if notebook.resolve().parent.name in eras:
+        return notebook.resolve().parent.name
+    if len(eras) != 1:
+        known = ", ".join(
+            json.dumps(path.stem) for path in sorted((ROOT / "solutions").glob("*/*.py"))
+        )
+        raise FileNotFoundError(
+            f"{notebook.name} is named like no exercise. The exercises are {known}."
+        )
+    return eras[0]
+
+
+def _progress() -> Progress:
+    columns = [
+        TextColumn("{task.description:26}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    ]
+    return Progress(*columns, console=console)
+
+
+def _indented(text: str) -> str:
+    return "\n".join("    " + line for line in text.splitlines())
+
+
+def _stop(message: str) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Grades notebooks, each distinct one once: results are kept under a hash of all they depend on."""
+
+import atexit
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from autograder.loader import find_exercise
+from autograder.sandbox import Isolation
+from autograder.secret import course_secret
+from autograder.session import GradingFailed, Session
+from autograder.source import ROOT, Exercise
+
+__all__ = ["Engine", "default"]
+
+CACHE = ROOT / "_build" / "results"
+LEAST_SECONDS, TIMES_REFERENCE = 10.0, 20.0
+TRIES = 3
+
+
+class Engine:
+    """Grades the cells of notebooks with one pair of warm processes, started when first needed."""
+
+    def __init__(self, isolation: Isolation = "sandbox", cache: Path = CACHE) -> None:
+        self.isolation = isolation
+        self.cache = cache
+        self._session: Session | None = None
+        self._kept: dict[str, dict[str, float]] = {}
+
+    def grade(self, exercise: Exercise, cells: list[dict]) -> dict:
+        """The result for a notebook (:func:`autograder.examiner.examine`), from the cache where it is known.
+
+        Raises:
+            GradingFailed: the grader itself failed, several times over.
+            SandboxMissing: no sandbox can be made here.
+        """
+        path = self.cache / f"{self.key(exercise, cells)}.json"
+        if path.is_file():
+            return json.loads(path.read_text())
+        result = self._graded(exercise, cells)
+        _write_whole(path, json.dumps(result).encode())
+        return result
+
+    def known(self, exercise: Exercise, cells: list[dict]) -> bool:
+        """Whether the result is in the cache."""
+        return (self.cache / f"{self.key(exercise, cells)}.json").is_file()
+
+    def key(self, exercise: Exercise, cells: list[dict]) -> str:
+        """A hash of everything the result depends on: answers, tests, bank, secret, grader, device."""
+        answers = [[cell["name"], cell["source"]] for cell in cells]
+        return _hash(self._exercise_key(exercise), self.isolation, json.dumps(answers))
+
+    def close(self) -> None:
+        """Ends the warm processes."""
+        if self._session:
+            self._session.close()
+            self._session = None
+            self._kept.clear()
+
+    def _graded(self, exercise: Exercise, cells: list[dict]) -> dict:
+        for attempt in range(1, TRIES + 1):
+            try:
+                if self._session is None:
+                    self._session = Session(self.isolation)
+                limits = self._prepared(exercise)
+                return self._session.grade(f"{exercise.era}/{exercise.name}", cells, limits)
+            except GradingFailed:
+                self.close()
+                if attempt == TRIES:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _prepared(self, exercise: Exercise) -> dict[str, float]:
+        """Has the warm examiner know the exercise; returns the seconds each test may take."""
+        name = f"{exercise.era}/{exercise.name}"
+        if name not in self._kept:
+            path = self.cache / f"{self._exercise_key(exercise)}.prepared"
+            if path.is_file():
+                size = int.from_bytes((raw := path.read_bytes())[:8], "big")
+                seconds, prepared = json.loads(raw[8 : 8 + size]), raw[8 + size :]
+            else:
+                seconds, prepared = self._session.prepare(name)
+                head = json.dumps(seconds).encode()
+                _write_whole(path, len(head).to_bytes(8, "big") + head + prepared)
+            self._session.keep(name, prepared)
+            self._kept[name] = {
+                test: max(LEAST_SECONDS, TIMES_REFERENCE * taken) for test, taken in seconds.items()
+            }
+        return self._kept[name]
+
+    def _exercise_key(self, exercise: Exercise) -> str:
+        bank = ROOT / "autograder" / "misconceptions" / exercise.era / f"{exercise.name}.py"
+        return _hash(
+            exercise.path.read_text(),
+            bank.read_text() if bank.is_file() else "",
+            course_secret(),
+            _grader_version(),
+            os.environ.get("LAB_DEVICE", "cpu"),
+        )
+
+
+@functools.cache
+def default(isolation: Isolation = "sandbox") -> Engine:
+    """The engine of this process, closed when it ends."""
+    engine = Engine(isolation)
+    atexit.register(engine.close)
+    return engine
+
+
+def grade_all(
+    jobs: Iterable[tuple[str, str, list[dict]]],
+    isolation: Isolation,
+    executor: Executor | None = None,
+) -> Iterator[tuple[int, str]]:
+    """Grades many notebooks into the cache, in parallel; yields each job's number with its trouble or ``""``.
+
+    Args:
+        jobs: era, exercise and cells of each notebook.
+        isolation: as for :class:`Engine`.
+        executor: where to run; by default one process for each processor.
+    """
+    jobs = list(jobs)
+    with executor or ProcessPoolExecutor(max_workers=min(len(jobs), os.cpu_count() or 1)) as pool:
+        waiting = {
+            pool.submit(_grade_one, *job, isolation): number for number, job in enumerate(jobs)
+        }
+        for done in as_completed(waiting):
+            yield waiting[done], done.result()
+
+
+def _grade_one(era: str, name: str, cells: list[dict], isolation: Isolation) -> str:
+    try:
+        default(isolation).grade(find_exercise(era, name), cells)
+    except GradingFailed as error:
+        return str(error)
+    return ""
+
+
+@functools.cache
+def _grader_version() -> str:
+    files = [
+        *sorted((ROOT / "autograder").glob("*.py")),
+        *sorted((ROOT / "autograder" / "split").glob("*.py")),
+    ]
+    files += sorted((ROOT / "lab").glob("*.py"))
+    return _hash(importlib.metadata.version("torch"), *(file.read_text() for file in files))
+
+
+def _hash(*parts: str) -> str:
+    whole = hashlib.sha256()
+    for part in parts:
+        raw = part.encode("utf-8", "surrogatepass")
+        whole.update(len(raw).to_bytes(8, "big") + raw)
+    return whole.hexdigest()
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """The whole file or none of it, whenever the process is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    Path(name).replace(path)
