@@ -302,8 +302,8 @@ check.raises(
 # there is news or not. Something seen a hundred steps ago has been rewritten a hundred times.
 #
 # The *long short-term memory* (Hochreiter & Schmidhuber 1997) keeps a second vector, the cell state $c$, which is
-# scaled and *added to* instead of rewritten. Three gates between 0 and 1, computed from the last state and the input, decide what is added,
-# what is kept and what is shown:
+# scaled and *added to* instead of rewritten. Three gates between 0 and 1, computed from the last state and the input,
+# decide what is added, what is kept and what is shown:
 #
 # $$\begin{aligned}
 # f_t &= \sigma(W_f\,[h_{t-1}, x_t] + b_f) && \text{forget gate: how much of } c_{t-1} \text{ is kept}\\
@@ -1230,11 +1230,11 @@ figures.show(
 )
 
 # %% [markdown]
-# Compare the two pictures. The gated cells whose gates start half open lose the symbol at short distances, where the
-# first picture showed their gradient all but gone; with the gate set to keep, the same cells go much farther. For this
-# reason LSTMs are often started with a positive forget bias (Jozefowicz et al. 2015). The plain network that starts
-# orthogonal is a strong rival here: one symbol is all it has to keep, and turning it does no harm. But training soon
-# moves it away from $\rho = 1$; Arjovsky et al. (2016) constrained the matrix to stay there. Change `SEED` and run
+# Compare the two pictures. The gated cells whose gates start half open lose the symbol at short distances, where most
+# of their gradient was gone already in the first picture; with the gate set to keep, the same cells go much farther.
+# For this reason LSTMs are often started with a positive forget bias (Jozefowicz et al. 2015). The plain network that
+# starts orthogonal is a strong rival here: one symbol is all it has to keep, and turning it does no harm. But training
+# may move it away from $\rho = 1$; Arjovsky et al. (2016) constrained the matrix to stay there. Change `SEED` and run
 # again: near the distance where a cell begins to fail, luck decides.
 #
 # None of the cells escapes the other price: the symbol and the answer are `distance` steps apart, and each step waits
