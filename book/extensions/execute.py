@@ -64,7 +64,7 @@ def main() -> int:
     for page in pages:
         cache.add_nb_to_project(page, read_data=READER)
     logger = logging.getLogger("jupyter_cache")
-    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.ERROR)  # a page that raises is printed below
     executor = load_executor("local-parallel", cache, logger=logger)
     started = time.monotonic()
     result = executor.run_and_cache(filter_uris=pages, timeout=config["timeout"])
