@@ -261,6 +261,11 @@ check.equal(
     "and a pair is its two tokens, not the bytes they have when joined.",
 )
 check.equal(count_pairs({}), {}, because="No words, no pairs.")
+check.equal(
+    merge_pair((b"aa", b"b", b"a", b"ab"), (b"a", b"ab")),
+    (b"aa", b"b", b"aab"),
+    because="A pair is its two tokens: others that have the same bytes when joined are not it.",
+)
 run = tuple([b"a"] * int(torch.randint(5, 20, (1,), generator=rng)))
 for word in [*words, run]:
     for pair in [(b"a", b"a"), (b"a", b"b"), (b"b", b"a"), (b"a", b"ab"), (b"\xe4\xb8", b"a")]:
@@ -954,10 +959,10 @@ check.equal(
     11,
     because="'meet' may go on; in front of the space before it the text can be cut.",
 )
-check.equal(
-    safe_cut("The witches meet on<|end of", ["<|end of play|>"]),
-    11,
-    because="'<|end of' may become '<|end of play|>', which has 15 characters: 14 must stand after the cut.",
+check.that(
+    11 <= safe_cut("The witches meet on<|end of", ["<|end of play|>"]) <= 19,
+    "'<|end of' may become '<|end of play|>', which has 15 characters: the cut is not after its beginning (at 19), but "
+    "in front of ' meet' (at 11) there are 14 characters after it, and it is safe.",
 )
 vocab = {byte: bytes([byte]) for byte in range(256)}
 vocab |= {256: b"'l", 257: b"'ll", 258: b"\n\n", 259: b"<|end|>"}
@@ -983,11 +988,12 @@ from autograder.hidden import inputs, reference
 
 theirs = reference("language_models", "tokenizer")
 rng = inputs("tokenizer streaming encoder")
-special_tokens = ["<|end|>", "<|end|><|end|>", "<| the end |>"]
+special_tokens = ["<e>", "<e><e>", "< the end>"]
 scraps = [
-    "<|end|>",
-    "<| the end |>",
-    "<| the",
+    "<e>",
+    "< the end",
+    ">",
+    "< the",
     "the",
     "n",
     " ",
@@ -1008,9 +1014,7 @@ def draw(length):
     return "".join(scraps[i] for i in drawn)
 
 
-vocab, merges = theirs.train_bpe(
-    draw(300) + "we'll  \n\n it's\n\nthe  then" * 3, 330, special_tokens
-)
+vocab, merges = theirs.train_bpe(draw(300) + "we'll\n\n it's   then" * 20, 330, special_tokens)
 for special in ([], special_tokens[:1], special_tokens):
     text = draw(80) + "\n\n"
     expected = theirs.encode(text, vocab, merges, special)
@@ -1031,9 +1035,24 @@ for special in ([], special_tokens[:1], special_tokens):
     # The last chunk may come with final=True.
     ids = encoder.feed(text[:20]) + encoder.feed(text[20:], final=True)
     check.equal(ids, expected, because="With final=True the chunk itself belongs to the text too.")
-    # Every cut is safe, whatever comes.
-    for _ in range(12):
-        begun, more = draw(8), draw(6)
+# Every cut is safe, whatever comes.
+cases = [(draw(8), draw(6)) for _ in range(20)]
+cases += [
+    ("go\n\n", "\nnow"),
+    ("go\n\n", ""),
+    ("go  ", "on"),
+    ("I'l", "l"),
+    ("it'", "s"),
+    ("<e>", "<e>"),
+]
+cases += [
+    ("we see< the end", ">"),
+    ("so< the end>andthenandthen", ""),
+    ("to be", "lieve"),
+    ("", "to"),
+]
+for special in ([], special_tokens):
+    for begun, more in cases:
         cut = safe_cut(begun, special)
         check.that(
             isinstance(cut, int) and 0 <= cut <= len(begun),
