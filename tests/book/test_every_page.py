@@ -108,7 +108,7 @@ def test_weighs_no_more_than_its_class_allows(published, browser, record_propert
         responses = []
         with browser.new_context() as context:  # a new one for each page: a cold cache
             page = context.new_page()
-            page.on("response", responses.append)
+            page.on("response", lambda response, seen=responses: seen.append(response))
             settle(page, published.url + name)
             sizes = {r.url: len(gzip.compress(r.body(), 6)) for r in responses if r.ok}
             text = page.content()
