@@ -209,9 +209,16 @@ def test_plain_widgets_move_beside_mathematics(sample, page):
     page.keyboard.press("ArrowRight")
     page.get_by_text("row 1", exact=True).wait_for()
     assert page.get_by_text("row 0", exact=True).is_hidden()
+    page.locator(".widget-label mjx-container").wait_for()  # the label's mathematics is set
+    assert not problems
+
+
+def test_a_play_widget_plays(sample, page):
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(sample.url + "play.html")
     page.get_by_role("button", name="Play").press("Enter")
     page.get_by_text("row 3", exact=True).wait_for()
-    page.locator(".widget-label mjx-container").wait_for()  # the label's mathematics is set
     assert not problems
 
 
