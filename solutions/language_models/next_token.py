@@ -1214,6 +1214,11 @@ check.equal(
     [5, 3, 4, 5],
     because="The first stop token that is generated ends the text and is part of it; the one in the prompt does not.",
 )
+check.equal(
+    generate(counting, torch.tensor([7, 8]), lambda logits: logits.argmax(), 6, stop=[0]),
+    [7, 8, 9, 0],
+    because="0 is a token like any other, and often the one that ends a text.",
+)
 shown.clear()
 check.equal(
     generate(

@@ -152,7 +152,7 @@ def test_a_generated_text_is_as_probable_as_its_model_says():
     assert abs(surprise - expected) < 6 * variance.sqrt()
 
 
-def test_the_hidden_model_of_generate_sees_a_prompt_without_tokens():
+def test_generate_starts_from_a_prompt_without_tokens():
     """Not promised by the docstring, but what everybody expects: an empty prompt starts a text."""
     text = answers.generate(
         lambda tokens: F.one_hot(torch.tensor(len(tokens)), 5).double(),
