@@ -321,6 +321,7 @@ for name, own, other in zip(("x", "weight", "bias"), mine, right, strict=True):
 for weight_shape, bias_shape, word in [
     ((5,), (1,), "bias"),
     ((3, 5), (5,), "weight"),
+    ((1, 5), (5,), "weight"),
     ((5,), (6,), "bias"),
 ]:
     check.raises(
@@ -428,7 +429,7 @@ weights = {
 set_weights(mine, weights)
 right.load_state_dict(weights)
 for shape in [(4,), (3, 4), (2, 3, 5, 4)]:
-    x = torch.randn(shape, generator=rng, dtype=torch.float64).to(device)
+    x = 5 * torch.randn(shape, generator=rng, dtype=torch.float64).to(device)
     check.close(
         mine(x),
         right(x),
@@ -815,7 +816,9 @@ from autograder.hidden import inputs, reference
 theirs = reference("transformer", "block")
 rng = inputs("decoder_causal")
 for norm_first in (False, True):
-    mine = DecoderBlock(6, 2, 9, norm_first).to(device).double()
+    mine = (
+        (DecoderBlock(6, 2, 9, True) if norm_first else DecoderBlock(6, 2, 9)).to(device).double()
+    )
     right = theirs.DecoderBlock(6, 2, 9, norm_first).to(device).double()
     weights = {
         name: 0.7 * torch.randn(value.shape, generator=rng, dtype=torch.float64).to(device)
@@ -1123,10 +1126,11 @@ for norm_first in (False, True):
         "times the transposed embedding matrix.",
     )
 for d_model in (16, 256):
-    deviation = Transformer(900, d_model, 4, 8, num_layers=1).embedding.weight.detach().std().item()
+    weight = Transformer(900, d_model, 4, 8, num_layers=1).embedding.weight.detach()
+    scaled = weight * math.sqrt(d_model)
     check.that(
-        abs(deviation * math.sqrt(d_model) - 1) < 0.1,
-        "The embedding should start with a standard deviation of 1/√d_model.",
+        abs(scaled.std().item() - 1) < 0.1 and abs(scaled.mean().item()) < 0.1,
+        "The embedding should start with mean 0 and a standard deviation of 1/√d_model.",
     )
 ### END HIDDEN TESTS
 
@@ -1217,10 +1221,10 @@ for norm_first, pad_id in [(False, 0), (True, 10)]:
 check.raises(
     ValueError,
     mine,
-    source[:1],
-    target,
+    source,
+    target[:1],
     mentions="batch",
-    because="One source for two targets is bad input too, although broadcasting might accept it.",
+    because="Two sources for one target are bad input too, although broadcasting might accept it.",
 )
 ### END HIDDEN TESTS
 
