@@ -14,7 +14,7 @@ import lab
 from lab import data, models, runs, training
 
 LAYERS, HEADS, WIDTH, LENGTH = 2, 4, 64, 64
-STEPS, BATCH, LEARNING_RATE = 2000, 16, 4e-3
+STEPS, BATCH, LEARNING_RATE = 1500, 16, 4e-3
 TEST_WINDOWS = 64
 NEAR = 8  # distances back that are told apart
 LINE = "To be, or not to be, that is"
