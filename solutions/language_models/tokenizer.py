@@ -1154,7 +1154,8 @@ def encode_iterable(chunks: Iterable[str], encoder: "StreamingEncoder") -> Itera
 # large tokenizer are the merges of a small one.
 #
 # If your training counts everything again after each merge, this takes some minutes (leave 4096 out then); if it
-# touches only the words that change, seconds. Change `SEED` to train on other plays. With a GPU's machine the larger preset runs.
+# touches only the words that change, seconds. Change `SEED` to train on other plays. On a machine with a GPU the larger
+# preset runs.
 
 # %% experiment=true
 import time
@@ -1189,7 +1190,7 @@ PEACH_BLOSSOM_SPRING = """晋太元中，武陵人捕鱼为业。缘溪行，忘
 其中往来种作，男女衣着，悉如外人。黄发垂髫，并怡然自乐。"""
 
 texts = {
-    "plays of the training": seen_plays[chosen[0]].text,
+    "a play of the training": seen_plays[chosen[0]].text,
     "a play never seen": next(play.text for play in data.plays() if play.name == "macbeth"),
     "Chinese": PEACH_BLOSSOM_SPRING,
 }
@@ -1217,8 +1218,8 @@ for name, values in compression.items():
     print(f"{name:>22}", "  ".join(f"{value:.2f}" for value in values))
 
 # %% [markdown]
-# Each doubling of the vocabulary buys less than the one before, and the play that was never seen falls behind the
-# others as the tokens get more special. The Chinese page does not move at all. Look at the cuts themselves:
+# The first doubling of the vocabulary buys the most. The play that was never seen falls behind the one from the training
+# as the tokens get more special: names, above all. The Chinese page does not move. Look at the cuts themselves:
 
 # %% experiment=true
 line = "Tomorrow, and tomorrow, and tomorrow, creeps in this petty pace. 明日复明日。"
