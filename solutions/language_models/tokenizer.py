@@ -1218,8 +1218,8 @@ for name, values in compression.items():
     print(f"{name:>22}", "  ".join(f"{value:.2f}" for value in values))
 
 # %% [markdown]
-# The first doubling of the vocabulary buys the most. The play that was never seen falls behind the one from the training
-# as the tokens get more special: names, above all. The Chinese page does not move. Look at the cuts themselves:
+# The first doubling of the vocabulary buys the most. The play that was never seen falls behind the one from the
+# training as the tokens get more special: names, above all. The Chinese page does not move. Look at the cuts:
 
 # %% experiment=true
 line = "Tomorrow, and tomorrow, and tomorrow, creeps in this petty pace. 明日复明日。"
