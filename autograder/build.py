@@ -2,7 +2,9 @@
 
 import filecmp
 import logging
+import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,6 +98,10 @@ def quiet_log(name: str) -> logging.Logger:
 
 
 def _generate(config: Config, *, no_database: bool) -> None:
+    # nbgrader starts `alembic` by its name; it lies beside this interpreter, on PATH or not.
+    os.environ["PATH"] = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    )
     course = CourseDirectory(config=config)
     converter = GenerateAssignment(
         coursedir=course, config=config, no_database=no_database, force=True

@@ -6,6 +6,8 @@ both sides) for learner processes, because only that one can start and kill them
 
 import argparse
 import base64
+import functools
+import importlib
 import json
 import math
 import pickle
@@ -474,13 +476,20 @@ _prepared: dict[str, dict] = {}
 def keep(name: str, raw: bytes) -> None:
     """Keeps what :func:`prepare` found for an exercise. It comes from an examiner, never from a submission."""
     _prepared[name] = pickle.loads(raw)
+    _exercise(name)
+    reference(*name.split("/"))
+
+
+@functools.cache
+def _exercise(name: str) -> Exercise:
+    return read_exercise(ROOT / "solutions" / f"{name}.py")
 
 
 def start(channel: socket.socket, order: dict) -> None:
     """Becomes the examiner of one notebook."""
     grader = Grader(channel)
     job = json.loads(_receive_all(channel, order["size"]))
-    exercise = read_exercise(ROOT / "solutions" / f"{job['exercise']}.py")
+    exercise = _exercise(job["exercise"])
     try:
         if job["do"] == "prepare":
             prepared = prepare(exercise, grader)
@@ -505,6 +514,10 @@ def main() -> None:
     parser.add_argument("--control", type=int, required=True)
     control = socket.socket(fileno=parser.parse_args().control)
     torch.set_num_threads(1)
+    importlib.import_module(
+        "torch.fx.experimental.symbolic_shapes"
+    )  # the first backward pass wants it
+
     zygote.run(control, start, keep)
 
 

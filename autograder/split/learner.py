@@ -4,6 +4,7 @@ It holds no test, no answer and no score, and nothing it writes is read as a ver
 """
 
 import dataclasses
+import importlib
 import os
 import random
 import socket
@@ -30,6 +31,10 @@ def warm_up() -> None:
     import einops  # noqa: F401
     import jaxtyping  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
+
+    importlib.import_module(
+        "torch.fx.experimental.symbolic_shapes"
+    )  # the first backward pass wants it
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
 
