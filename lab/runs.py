@@ -35,6 +35,7 @@ import platform
 import re
 import subprocess
 import sys
+import textwrap
 import time
 import tokenize
 import types
@@ -88,7 +89,9 @@ class Record:
         if self.cpu_seconds:
             seconds += f"; of the processor {', '.join(f'{s:.0f}' for s in self.cpu_seconds)}"
         memory = "" if self.peak_memory_mb is None else f"\nmemory   {self.peak_memory_mb:.0f} MB"
-        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        versions = [f"{name} {version}" for name, version in self.versions.items()]
+        wrapped = textwrap.fill(", ".join(versions), 70, break_on_hyphens=False)
+        versions = textwrap.indent(wrapped, " " * 9).lstrip()
         return (
             f"seeds    {', '.join(map(str, self.seeds))}\n"
             f"seconds  {seconds} ({self.device}, threads: {self.threads}){memory}\n"
