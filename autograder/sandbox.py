@@ -143,7 +143,8 @@ def _wrapped(bwrap: str, role: str, devices: tuple[str, ...]) -> list[str]:
         arguments += ["--ro-bind", "/sys", "/sys"]
     for device in devices:
         arguments += ["--dev-bind", device, device]
-    return [*arguments, "--"]
+    # What is left of bubblewrap's own folders would carry notes from one submission to the next.
+    return [*arguments, "--remount-ro", "/dev", "--remount-ro", "/", "--"]
 
 
 def _gpu_devices() -> tuple[str, ...]:

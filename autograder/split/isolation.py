@@ -16,7 +16,7 @@ __all__ = ["IsolationError", "Limits", "isolate", "limit"]
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 0x4000, 0x40000
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 CAPABILITY_VERSION_3 = 0x20080522
 
@@ -31,7 +31,7 @@ class Limits:
 
     Attributes:
         memory: bytes of private memory (``RLIMIT_DATA``) of each of its processes.
-        processes: processes and threads, all together.
+        processes: processes and threads, all together. The kernel does not apply this to root's.
         cpu_seconds: seconds of processor time of each of its processes.
         file_size: bytes of any file it writes.
         scratch: bytes of its private ``/tmp``.
@@ -68,16 +68,15 @@ def isolate(limits: Limits) -> None:
         os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
     _call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     _call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
-    for folder, size in ((b"/tmp", limits.scratch), (b"/dev/shm", limits.scratch // 4)):
-        _call(
-            "mount",
-            b"tmpfs",
-            folder,
-            b"tmpfs",
-            MS_NOSUID | MS_NODEV,
-            f"size={size},nr_inodes=10k".encode(),
-        )
-    _hide_other_processes()
+    # An empty /proc hides the old one, through which the memory of other processes would be in reach.
+    for folder, size in (
+        ("/tmp", limits.scratch),
+        ("/dev/shm", limits.scratch // 4),
+        ("/proc", 4096),
+    ):
+        options = f"size={size},nr_inodes=10k".encode()
+        _call("mount", b"tmpfs", folder.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, options)
+    _call("mount", b"none", b"/proc", None, MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV, None)
     _drop_capabilities()
 
 
@@ -103,20 +102,6 @@ def limit(limits: Limits, *, bound_memory: bool) -> None:
         _, hard = resource.getrlimit(what)
         bounded = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(what, (bounded, bounded))
-
-
-def _hide_other_processes() -> None:
-    """A /proc of its own, or an empty one: in the old one the memory of other processes would be in reach."""
-    try:
-        _call("mount", b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None)
-    except IsolationError:
-        _call("mount", b"tmpfs", b"/proc", b"tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, b"size=4k")
-        return
-    try:
-        # Where it can be written, no further user namespace can be made: a little less kernel to attack.
-        Path("/proc/sys/user/max_user_namespaces").write_text("0")
-    except OSError:
-        return
 
 
 def _drop_capabilities() -> None:
