@@ -1,6 +1,7 @@
 """Perplexity per character, on plays not seen in training, of models that count (n-grams up to order 8)
 and of a small Transformer; and the text that the Transformer writes under six ways to decode."""
 
+import functools
 import math
 import re
 
@@ -14,7 +15,7 @@ from lab.training import text_batches, token_loss, train
 
 ORDER = 8
 LENGTH = 96  # characters that the Transformer sees at once
-STEPS, BATCH_SIZE = 2500, 16
+STEPS, BATCH_SIZE = 1800, 16
 DECODINGS = {
     "greedy": {"temperature": 0.0},
     "temperature 0.7": {"temperature": 0.7},
@@ -88,6 +89,7 @@ def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.nda
     return np.where(keys[place] == wanted, values[place], 0)
 
 
+@functools.cache
 def alphabet() -> str:
     """The characters of the training plays, in order: character i is token i."""
     return "".join(sorted(set(data.text("train"))))
