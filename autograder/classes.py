@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,7 +10,9 @@ from pathlib import Path
 
 from nbgrader.api import Gradebook
 from nbgrader.converters import Autograde, BaseConverter, GenerateFeedback
+from nbgrader.converters.base import NbGraderException
 from nbgrader.coursedir import CourseDirectory
+from sqlalchemy.exc import SAWarning
 
 from autograder import engine
 from autograder.build import course_config, register
@@ -29,7 +32,6 @@ __all__ = ["ClassFolder", "Score", "grade_class", "scores"]
 
 MAX_TIMESTAMP = 100
 Progress = Callable[[str, int, int], None]
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,8 @@ def grade_class(
     notes = _take_in(where, progress)
     notes += _grade_distinct(where, isolation, progress)
     for era in eras:
-        _convert(Autograde, where, era, isolation, progress, "recording")
-        _convert(GenerateFeedback, where, era, isolation, progress, "feedback")
+        notes += _convert(Autograde, where, era, isolation, progress, "recording")
+        notes += _convert(GenerateFeedback, where, era, isolation, progress, "feedback")
     return notes
 
 
@@ -227,13 +229,20 @@ def _convert(
     )
     config.SplitGrade.isolation = isolation
     students = sorted({path.parent.parent.name for path in where.intake.glob(f"*/{era}/*.ipynb")})
+    notes = []
     for number, student in enumerate(students, start=1):
         config.CourseDirectory.student_id = student
         course = CourseDirectory(config=config)
         converter = kind(coursedir=course, config=config, force=True)
         converter.log = course.log = _quiet
-        converter.start()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SAWarning)  # of nbgrader's own queries
+                converter.start()
+        except NbGraderException as error:
+            notes.append(f"{student}, {era}: nbgrader could not do its part ({what}): {error}")
         progress(f"{what} {era}", number, len(students))
+    return notes
 
 
 _quiet = logging.getLogger("course.nbgrader")

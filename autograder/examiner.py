@@ -43,6 +43,9 @@ __all__ = ["main"]
 # A learner's functions are called; what the examiner hands out may be called and stepped, never looked into.
 ALLOWED = frozenset({"backward", "call", "getitem", "iter", "len", "next"})
 CELL_SECONDS = 10.0
+MAX_TEXT, MAX_SHOWN = 20_000, 20
+# What a test ends with when its learner process did.
+ENDED = (PeerGone, PeerTimeout, ProtocolError)
 NOT_ANSWERED = "NotImplementedError"
 
 
@@ -63,15 +66,42 @@ class Learner:
         self._start()
 
     def ask(self, service: str, *args: object, seconds: float) -> Any:
-        """Asks the process for one of its services."""
+        """Asks the process for one of its services.
+
+        Raises:
+            KeyError: a name was asked for that the notebook does not define.
+            ProtocolError: the service itself failed, which it does only where cells have tampered with it.
+        """
         self.peer.deadline = time.monotonic() + seconds
-        return self.peer.ask("service", name=service, args=args, kwargs={})
+        try:
+            return self.peer.ask("service", name=service, args=args, kwargs={})
+        except KeyError:
+            raise
+        except Exception as error:
+            raise ProtocolError("the notebook interferes with the process that runs it") from error
+
+    def run(self, cell: dict) -> dict:
+        """Runs a cell; what comes back is checked, for the process may say anything."""
+        outcome = self.ask("run", cell["source"], seconds=CELL_SECONDS)
+        try:
+            error, shown = outcome["error"], outcome["shown"]
+            checked = {stream: outcome[stream][:MAX_TEXT] + "" for stream in ("stdout", "stderr")}
+            checked["error"] = [str(part)[:2000] for part in error] if error else None
+            checked["shown"] = [
+                {str(k): str(v) for k, v in bundle.items()} for bundle in shown[:MAX_SHOWN]
+            ]
+        except (TypeError, KeyError, AttributeError) as malformed:
+            raise ProtocolError("a cell's outcome is not one") from malformed
+        return checked
 
     def restart(self) -> None:
         """A fresh process in which the same cells have run and the same parts are lent."""
         self._start()
-        for lend in self.lent:
-            lend(self)
+        try:
+            for lend in self.lent:
+                lend(self)
+        except ENDED:
+            return  # the next test will find the process gone, and say so
 
     def close(self) -> None:
         """Ends the process."""
@@ -94,9 +124,9 @@ class Learner:
                 for current, cell in enumerate(self.cells):
                     if self.outcomes.get(current, {}).get("fatal"):
                         continue
-                    self.outcomes[current] = self.ask("run", cell["source"], seconds=CELL_SECONDS)
+                    self.outcomes[current] = self.run(cell)
                 return
-            except (PeerGone, PeerTimeout, ProtocolError) as error:
+            except ENDED as error:
                 if current is None:
                     raise
                 why = _ended(error, CELL_SECONDS)
@@ -206,7 +236,7 @@ def _run_test(exercise: Exercise, cell: Cell, base: dict, learner: Learner, seco
     start = time.monotonic()
     try:
         verdict = _judge(exercise, cell, _namespace(exercise, base, learner, seconds))
-    except (PeerGone, PeerTimeout, ProtocolError) as error:
+    except ENDED as error:
         verdict = _failed(_ended(error, seconds), log=repr(error)) | {"ended": True}
         learner.restart()
     return verdict | {"seconds": time.monotonic() - start}
@@ -222,7 +252,7 @@ def _survey(
         learner.peer.trace = trace.append
         with check.surveying():
             _judge(exercise, cell, namespace)
-    except (PeerGone, PeerTimeout, ProtocolError):
+    except ENDED:
         learner.restart()
         return []
     finally:
@@ -342,7 +372,7 @@ def _lend(learner: Learner, part: Cell, theirs: Any) -> None:
         learner.lent.append(lend)
         try:
             lend(learner)
-        except (PeerGone, PeerTimeout, ProtocolError):
+        except ENDED:
             learner.restart()
             return
 
@@ -375,8 +405,8 @@ def _rerun_cell_that_failed(learner: Learner, part: str) -> None:
         outcome = learner.outcomes[i]
         if cell["name"] == part and learner.lent and outcome["error"] and not outcome.get("fatal"):
             try:
-                learner.outcomes[i] = learner.ask("run", cell["source"], seconds=CELL_SECONDS)
-            except (PeerGone, PeerTimeout, ProtocolError):
+                learner.outcomes[i] = learner.run(cell)
+            except ENDED:
                 learner.restart()
 
 

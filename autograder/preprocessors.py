@@ -14,9 +14,19 @@ from traitlets import Enum
 from autograder import engine
 from autograder.loader import find_exercise
 from autograder.notebooks import UNANSWERED, graded_cells, rebuilt_notebook, taken_from
+from autograder.session import GradingFailed
 from autograder.source import BEGIN_HIDDEN, Exercise, released
 
 __all__ = ["HarmlessFeedback", "Rebuild", "SplitGrade"]
+
+
+UNGRADED = {
+    "passed": False,
+    "message": "The grader itself failed on this notebook. Nothing is said about your answers; please tell your "
+    "instructor.",
+    "misconception": None,
+    "log": "",
+}
 
 
 class Rebuild(NbGraderPreprocessor):
@@ -49,7 +59,7 @@ class SplitGrade(NbGraderPreprocessor):
     ) -> tuple[NotebookNode, ResourcesDict]:
         exercise = _exercise(resources)
         cells = graded_cells(nb, exercise)
-        result = engine.default(self.isolation).grade(exercise, cells)
+        result = self._graded(exercise, cells)
         by_id = {cell["id"]: outcome for cell, outcome in zip(cells, result["cells"], strict=True)}
         for cell in nb.cells:
             if cell.cell_type == "code":
@@ -60,6 +70,17 @@ class SplitGrade(NbGraderPreprocessor):
                 elif cell.id in by_id:
                     cell.outputs = _shown(by_id[cell.id])
         return nb, resources
+
+    def _graded(self, exercise: Exercise, cells: list[dict]) -> dict:
+        try:
+            return engine.default(self.isolation).grade(exercise, cells)
+        except GradingFailed:
+            # One notebook must not stop the class. Nothing is kept, so the next run tries again.
+            self.log.error("the grader failed on a notebook of %s", exercise.name, exc_info=True)
+            return {
+                "tests": {c.name: UNGRADED for c in exercise.cells if c.kind == "test"},
+                "cells": [{"error": None} for _ in cells],
+            }
 
     def _log(self, resources: ResourcesDict, test: str, verdict: dict) -> None:
         if not verdict["passed"]:

@@ -91,8 +91,9 @@ class _Notebook:
     def __init__(self) -> None:
         from IPython.core.interactiveshell import InteractiveShell
 
-        self.shell = InteractiveShell.instance()
-        self.namespace = self.shell.user_ns
+        shell = InteractiveShell.instance()
+        self.run_cell = shell.run_cell  # as it is before any cell can replace it
+        self.namespace = shell.user_ns
         self.classes: dict[str, type] = {}
 
     def run(self, source: str) -> dict:
@@ -100,7 +101,7 @@ class _Notebook:
         from IPython.utils.capture import capture_output
 
         with capture_output() as shown:
-            result = self.shell.run_cell(source, store_history=False)
+            result = self.run_cell(source, store_history=False)
         self.classes.update(given_classes(self.namespace))
         error = result.error_before_exec or result.error_in_exec
         return {

@@ -1,0 +1,162 @@
+"""Seconds a notebook: the split grader against stock nbgrader, on the same submissions, in one run.
+
+    python -m tests.benchmarks.grading
+
+Both go through nbgrader's own ``Autograde`` converter and write a gradebook. Reported are the whole and the
+grader's own overhead: the whole less what the answers and tests themselves compute, measured in a warm process.
+The median of several students is taken; the applications' imports and the warm start are counted apart.
+"""
+
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from nbgrader.converters import Autograde
+from nbgrader.coursedir import CourseDirectory
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from autograder.build import course_config, register
+from autograder.engine import Engine
+from autograder.loader import load, run_cell
+from autograder.notebooks import graded_cells, read_submission, rebuilt_notebook
+from autograder.sample_class.make import make_sample_class
+from autograder.source import exercise_paths, read_exercise
+
+STUDENTS = ["right-1", "right-2", "right-3", "warns", "late"]
+log = logging.getLogger("benchmark")
+log.setLevel(logging.CRITICAL)
+
+
+def main() -> None:
+    """Runs the comparison and prints it."""
+    os.environ["PATH"] = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        make_sample_class(here)
+        exercises = [read_exercise(path) for path in exercise_paths()]
+        compute = {f"{e.era}/{e.name}": seconds_of_compute(e) for e in exercises}
+        start = time.perf_counter()
+        engine = Engine(cache=here / "results")
+        for exercise in exercises:  # warm processes, and what each exercise is prepared with
+            engine.grade(exercise, cells_of(here, "late", exercise))
+        warm = time.perf_counter() - start
+        times = {"stock": {}, "split": {}}
+        for student in track(STUDENTS, "grading", console=Console(stderr=True)):
+            for exercise in exercises:
+                name = f"{exercise.era}/{exercise.name}"
+                times["stock"].setdefault(name, []).append(stock(here, student, exercise))
+                times["split"].setdefault(name, []).append(split(here, student, exercise, engine))
+        engine.close()
+    show(times, compute, warm)
+
+
+def seconds_of_compute(exercise) -> float:
+    """What cells and tests themselves take in a warm process, on the reference."""
+    taken = []
+    for _ in range(3):
+        start = time.perf_counter()
+        answers = load(exercise)
+        for cell in exercise.cells:
+            if cell.kind == "test":
+                run_cell(cell.source, dict(vars(answers)), cell.name)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def cells_of(here, student, exercise) -> list[dict]:
+    """What the learner process runs of a student's notebook."""
+    path = here / "submitted" / student / exercise.era / f"{exercise.name}.ipynb"
+    return graded_cells(rebuilt_notebook(exercise, read_submission(path, exercise)), exercise)
+
+
+def stock(here, student, exercise) -> float:
+    """nbgrader's own autograding of one notebook: a kernel, the cells, the tests, the gradebook."""
+    config = course_config(
+        submitted_directory=here / "submitted",
+        autograded_directory=here / "stock",
+        db_url=f"sqlite:///{here}/stock.db",
+        assignment_id=exercise.era,
+        student_id=student,
+        notebook_id=exercise.name,
+    )
+    del config["Autograde"]
+    return converted(config, here / "stock.db")
+
+
+def split(here, student, exercise, engine) -> float:
+    """The split grader, through the same converter and into a gradebook of its own; nothing from a cache."""
+    from autograder import engine as engines
+
+    engine.cache = Path(tempfile.mkdtemp(dir=here))
+    engines.default.cache_clear()
+    engines.default = lambda isolation: engine
+    config = course_config(
+        submitted_directory=here / "submitted",
+        autograded_directory=here / "split",
+        db_url=f"sqlite:///{here}/split.db",
+        assignment_id=exercise.era,
+        student_id=student,
+        notebook_id=exercise.name,
+    )
+    return converted(config, here / "split.db")
+
+
+def converted(config, database: Path) -> float:
+    """Seconds the converter takes for what the configuration names."""
+    if not database.exists():
+        register(f"sqlite:///{database}")
+    converter = Autograde(coursedir=CourseDirectory(config=config), config=config, force=True)
+    converter.log = converter.coursedir.log = log
+    start = time.perf_counter()
+    converter.start()
+    return time.perf_counter() - start
+
+
+def show(times: dict, compute: dict[str, float], warm: float) -> None:
+    """Prints the table: whole and overhead in seconds a notebook, and their ratios."""
+    table = Table(title=f"Seconds a notebook, median of {len(STUDENTS)} students")
+    for column in (
+        "exercise",
+        "compute",
+        "stock",
+        "split",
+        "ratio",
+        "stock overhead",
+        "split overhead",
+        "ratio",
+    ):
+        table.add_column(column, justify="left" if column == "exercise" else "right")
+    overheads = {"stock": [], "split": []}
+    for name, seconds in compute.items():
+        whole = {kind: statistics.median(times[kind][name]) for kind in times}
+        over = {kind: whole[kind] - seconds for kind in whole}
+        for kind, values in overheads.items():
+            values.append(over[kind])
+        table.add_row(
+            name,
+            f"{seconds:.2f}",
+            *(f"{whole[kind]:.2f}" for kind in whole),
+            f"{whole['stock'] / whole['split']:.1f}",
+            *(f"{over[kind]:.2f}" for kind in over),
+            f"{over['stock'] / over['split']:.1f}",
+        )
+    Console().print(table)
+    medians = {kind: statistics.median(values) for kind, values in overheads.items()}
+    print(
+        f"overhead: stock {medians['stock']:.2f} s, split {medians['split']:.2f} s a notebook, "
+        f"ratio {medians['stock'] / medians['split']:.1f}; warm start and preparation {warm:.1f} s, once"
+    )
+
+
+if __name__ == "__main__":
+    main()
