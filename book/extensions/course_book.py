@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import codecs
+import html
 import json
 import re
 import shutil
@@ -118,7 +119,7 @@ class SelfCheck(SphinxDirective):
         return right, [
             raw(
                 f'<div class="option {"right" if right else "wrong"}"><label>'
-                f'<input type="radio" name="{group}" aria-describedby="{reply}"> <span>'
+                f'<input type="radio" name="{group}" aria-describedby="{reply}"{_name(option)}> <span>'
             ),
             *option.children,
             raw(
@@ -127,6 +128,16 @@ class SelfCheck(SphinxDirective):
             *item.children[1:],
             raw("</div></div>"),
         ]
+
+
+def _name(option: nodes.paragraph) -> str:
+    """An accessible name for an option that is nothing but a formula, whose typeset form has none."""
+    words = "".join(part.astext() for part in option.children if not isinstance(part, nodes.math))
+    if words.strip(" .,;"):
+        return ""
+    spoken = re.sub(r"\\(times|cdot)", "×", option.astext())
+    spoken = re.sub(r"[\\${}]", " ", spoken)
+    return f' aria-label="{html.escape(" ".join(spoken.split()), quote=True)}"'
 
 
 def raw(markup: str) -> nodes.raw:
