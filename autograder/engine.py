@@ -1,9 +1,11 @@
 """Grades notebooks, each distinct one once: results are kept under a hash of all they depend on."""
 
 import atexit
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import tempfile
@@ -46,6 +48,17 @@ class Engine:
         result = self._graded(exercise, cells)
         _write_whole(path, json.dumps(result).encode())
         return result
+
+    def prepare(self, exercise: Exercise) -> None:
+        """Has what an exercise is prepared with computed and kept, if it is not yet.
+
+        Raises:
+            GradingFailed: the grader itself failed.
+            SandboxMissing: no sandbox can be made here.
+        """
+        if self._session is None:
+            self._session = Session(self.isolation)
+        self._prepared(exercise)
 
     def known(self, exercise: Exercise, cells: list[dict]) -> bool:
         """Whether the result is in the cache."""
@@ -127,11 +140,20 @@ def grade_all(
     """
     jobs = list(jobs)
     with executor or ProcessPoolExecutor(max_workers=min(len(jobs), os.cpu_count() or 1)) as pool:
+        # Each exercise is prepared once, not by every worker that meets it first.
+        exercises = sorted({job[:2] for job in jobs})
+        for _ in pool.map(_prepare_one, exercises, itertools.repeat(isolation)):
+            pass
         waiting = {
             pool.submit(_grade_one, *job, isolation): number for number, job in enumerate(jobs)
         }
         for done in as_completed(waiting):
             yield waiting[done], done.result()
+
+
+def _prepare_one(exercise: tuple[str, str], isolation: Isolation) -> None:
+    with contextlib.suppress(GradingFailed):  # grading will meet it again, and say so
+        default(isolation).prepare(find_exercise(*exercise))
 
 
 def _grade_one(era: str, name: str, cells: list[dict], isolation: Isolation) -> str:

@@ -9,7 +9,7 @@ from nbconvert.preprocessors.sanitize import SanitizeHTML
 from nbformat import NotebookNode
 from nbgrader import utils
 from nbgrader.preprocessors import NbGraderPreprocessor
-from traitlets import Enum
+from traitlets import Bool, Enum
 
 from autograder import engine
 from autograder.loader import find_exercise
@@ -92,6 +92,10 @@ class SplitGrade(NbGraderPreprocessor):
 
 class HarmlessFeedback(SanitizeHTML):
     """What goes back to a learner holds no hidden test, and nothing of the learner's that a browser runs."""
+
+    enabled = Bool(True, help="nbconvert's preprocessors are off unless they say otherwise.").tag(
+        config=True
+    )
 
     def preprocess_cell(
         self, cell: NotebookNode, resources: ResourcesDict, index: int
