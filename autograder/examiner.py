@@ -250,14 +250,15 @@ def _survey(
     try:
         namespace = _namespace(exercise, base, learner, seconds)
         learner.peer.trace = trace.append
-        with check.surveying():
-            _judge(exercise, cell, namespace)
+        with check.surveying() as failures:
+            verdict = _judge(exercise, cell, namespace)
     except ENDED:
         learner.restart()
         return []
     finally:
         learner.peer.trace = None
-    return _plain_trace(trace)
+    # A wrong answer explains only the tests that it fails.
+    return _plain_trace(trace) if failures or not verdict["passed"] else []
 
 
 def _namespace(exercise: Exercise, base: dict, learner: Learner, seconds: float) -> dict[str, Any]:

@@ -20,6 +20,7 @@ __all__ = ["Isolation", "SandboxMissing", "check_sandbox", "command", "environme
 Isolation = Literal["sandbox", "process"]
 HERE = Path(__file__).resolve().parent
 
+COURSE, ENVIRONMENT = "/course", "/environment"
 SYSTEM = [
     "/usr",
     "/bin",
@@ -67,7 +68,7 @@ def check_sandbox() -> str:
         )
     problems = []
     for bwrap in found:
-        probe = [*_wrapped(bwrap, "learner", ()), *_python(), "-c", PROBE]
+        probe = [*_wrapped(bwrap, "learner", ()), *_inner_python(), "-c", PROBE]
         done = subprocess.run(
             probe, capture_output=True, text=True, timeout=60, env=environment("learner")
         )
@@ -83,10 +84,9 @@ def command(role: Literal["learner", "examiner"], isolation: Isolation, module: 
     Raises:
         SandboxMissing: a sandbox is asked for and cannot be made.
     """
-    start = [*_python(), "-m", module]
     if isolation == "process":
-        return start
-    return [*_wrapped(check_sandbox(), role, _gpu_devices()), *start]
+        return [*_python(), "-m", module]
+    return [*_wrapped(check_sandbox(), role, _gpu_devices()), *_inner_python(), "-m", module]
 
 
 def environment(role: Literal["learner", "examiner"]) -> dict[str, str]:
@@ -120,31 +120,50 @@ def _bwraps() -> list[str]:
     return [path for path in found if path]
 
 
-def _python() -> list[str]:
+def _python(executable: str = sys.executable) -> list[str]:
     # -P: the folder a process starts in is not on the path, so no file there can pose as a module.
-    return [sys.executable, "-P", "-s"]
+    return [executable, "-P", "-s"]
 
 
 def _wrapped(bwrap: str, role: str, devices: tuple[str, ...]) -> list[str]:
-    visible = [path for path in SYSTEM if Path(path).exists()]
-    visible += sorted(
-        {sys.base_prefix, sys.prefix, str(Path(sys.executable).resolve().parent.parent)}
-    )
-    visible += [str(ROOT / "lab"), str(HERE / "__init__.py"), str(HERE / "split")]
+    """bubblewrap and all that it shows: the course lies at /course and its environment at /environment,
+    wherever they lie outside (below /tmp, say, which is private in there)."""
+    visible = {path: path for path in SYSTEM if Path(path).exists()}
+    visible[sys.base_prefix] = sys.base_prefix
+    visible[sys.prefix] = ENVIRONMENT
+    visible[str(ROOT / "lab")] = f"{COURSE}/lab"
+    visible[str(HERE / "__init__.py")] = f"{COURSE}/autograder/__init__.py"
+    visible[str(HERE / "split")] = f"{COURSE}/autograder/split"
     if role == "examiner":
-        visible += [str(HERE), str(ROOT / "solutions")]
+        visible[str(HERE)] = f"{COURSE}/autograder"
+        visible[str(ROOT / "solutions")] = f"{COURSE}/solutions"
     arguments = [bwrap, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     # Some user other than 0: a process that is root even in its own namespace may make no second one.
     arguments += ["--uid", "1000", "--gid", "1000", "--hostname", "course"]
-    for path in visible:
-        arguments += ["--ro-bind", path, path]
-    arguments += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--chdir", "/tmp"]
+    arguments += [
+        "--proc",
+        "/proc",
+        "--dev",
+        "/dev",
+        "--tmpfs",
+        "/tmp",
+        "--setenv",
+        "PYTHONPATH",
+        COURSE,
+    ]
+    for path, inside in sorted(visible.items(), key=lambda pair: pair[1]):
+        arguments += ["--ro-bind", path, inside]
     if devices:
         arguments += ["--ro-bind", "/sys", "/sys"]
     for device in devices:
         arguments += ["--dev-bind", device, device]
     # What is left of bubblewrap's own folders would carry notes from one submission to the next.
-    return [*arguments, "--remount-ro", "/dev", "--remount-ro", "/", "--"]
+    return [*arguments, "--chdir", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/", "--"]
+
+
+def _inner_python() -> list[str]:
+    """The same interpreter as it is found inside the sandbox."""
+    return _python(f"{ENVIRONMENT}/bin/{Path(sys.executable).name}")
 
 
 def _gpu_devices() -> tuple[str, ...]:
