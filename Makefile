@@ -55,7 +55,7 @@ _build/class.done: _build/exercises.done $(GRADER)
 	@$(BIN)/autograder sample-class _build/sample
 	@touch $@
 
-test: $(ENVIRONMENT) lint exercises book
+test: $(ENVIRONMENT) lint exercises book class
 	@$(BIN)/autograder build --check
 	@$(BIN)/python -m pytest
 
