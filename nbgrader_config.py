@@ -6,7 +6,6 @@ from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor
 from nbgrader.preprocessors import (
     AssignLatePenalties,
     CheckCellMetadata,
-    ClearHiddenTests,
     GetGrades,
     IgnorePattern,
     LimitOutput,
@@ -37,7 +36,6 @@ c.Autograde.autograde_preprocessors = [
 
 c.GenerateFeedback.preprocessors = [
     GetGrades,
-    ClearHiddenTests,
     HarmlessFeedback,
     CSSHTMLHeaderPreprocessor,
 ]

@@ -3,6 +3,8 @@
 nbgrader's own converters, gradebook, form grader, feedback and exporters do the rest as they are.
 """
 
+import textwrap
+
 import nbformat
 from nbconvert.exporters.exporter import ResourcesDict
 from nbconvert.preprocessors.sanitize import SanitizeHTML
@@ -118,7 +120,9 @@ def _verdict(verdict: dict) -> list[NotebookNode]:
     """No output for a passed test, which nbgrader reads as full marks; an error with the message else."""
     if verdict["passed"]:
         return []
-    message = verdict["message"] or "This test failed."
+    lines = (verdict["message"] or "This test failed.").splitlines()
+    # The feedback page shows the text as it is, in a box about this wide.
+    message = "\n".join(textwrap.fill(line, 92, break_long_words=False) for line in lines)
     return [
         nbformat.v4.new_output(
             "error", ename="Not yet", evalue=message.partition("\n")[0], traceback=[message]
