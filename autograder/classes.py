@@ -1,6 +1,5 @@
 """Grades a class: a folder with ``submitted/<student>/<era>/<exercise>.ipynb``, as nbgrader lays it out."""
 
-import logging
 import shutil
 import warnings
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from nbgrader.coursedir import CourseDirectory
 from sqlalchemy.exc import SAWarning
 
 from autograder import engine
-from autograder.build import course_config, register
+from autograder.build import course_config, quiet_log, register
 from autograder.loader import find_exercise
 from autograder.notebooks import (
     Submission,
@@ -234,7 +233,7 @@ def _convert(
         config.CourseDirectory.student_id = student
         course = CourseDirectory(config=config)
         converter = kind(coursedir=course, config=config, force=True)
-        converter.log = course.log = _quiet
+        converter.log = course.log = quiet_log("nbgrader")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", SAWarning)  # of nbgrader's own queries
@@ -243,10 +242,6 @@ def _convert(
             notes.append(f"{student}, {era}: nbgrader could not do its part ({what}): {error}")
         progress(f"{what} {era}", number, len(students))
     return notes
-
-
-_quiet = logging.getLogger("course.nbgrader")
-_quiet.setLevel(logging.ERROR)
 
 
 def relative(path: Path) -> str:
