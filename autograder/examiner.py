@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from autograder.loader import load, reference, run_cell
+from autograder.loader import compiled, load, reference, run_cell
 from autograder.misconceptions import Misconception, misconceptions, wrong_part
 from autograder.source import (
     BEGIN_HIDDEN,
@@ -43,6 +43,8 @@ __all__ = ["main"]
 # A learner's functions are called; what the examiner hands out may be called and stepped, never looked into.
 ALLOWED = frozenset({"backward", "call", "getitem", "iter", "len", "next"})
 CELL_SECONDS = 10.0
+# The learner process is ended after so many seconds of computing, and after so many times as long by the clock.
+PATIENCE = 3.0
 MAX_TEXT, MAX_SHOWN = 20_000, 20
 # What a test ends with when its learner process did.
 ENDED = (PeerGone, PeerTimeout, ProtocolError)
@@ -69,20 +71,17 @@ class Learner:
         """Asks the process for one of its services.
 
         Raises:
-            KeyError: a name was asked for that the notebook does not define.
             ProtocolError: the service itself failed, which it does only where cells have tampered with it.
         """
-        self.peer.deadline = time.monotonic() + seconds
+        self.peer.deadline = time.monotonic() + PATIENCE * seconds
         try:
             return self.peer.ask("service", name=service, args=args, kwargs={})
-        except KeyError:
-            raise
         except Exception as error:
             raise ProtocolError("the notebook interferes with the process that runs it") from error
 
     def run(self, cell: dict) -> dict:
         """Runs a cell; what comes back is checked, for the process may say anything."""
-        outcome = self.ask("run", cell["source"], seconds=CELL_SECONDS)
+        outcome = self.ask("run", CELL_SECONDS, cell["source"], seconds=CELL_SECONDS)
         try:
             error, shown = outcome["error"], outcome["shown"]
             checked = {stream: outcome[stream][:MAX_TEXT] + "" for stream in ("stdout", "stderr")}
@@ -118,18 +117,18 @@ class Learner:
             self.peer = Peer(channel, allowed=ALLOWED, classes=self.classes)
             current = None
             try:
-                self.ask(
-                    "begin", seconds=CELL_SECONDS
-                )  # what fails here is ours, not the submission's
+                # What fails here is ours, not the submission's.
+                self.ask("begin", CELL_SECONDS, (), seconds=CELL_SECONDS)
                 for current, cell in enumerate(self.cells):
                     if self.outcomes.get(current, {}).get("fatal"):
                         continue
+                    start = time.monotonic()
                     self.outcomes[current] = self.run(cell)
                 return
             except ENDED as error:
                 if current is None:
                     raise
-                why = _ended(error, CELL_SECONDS)
+                why = _ended(error, time.monotonic() - start, CELL_SECONDS)
                 self.outcomes[current] = {"error": ["Ended", why], "fatal": True}
 
 
@@ -138,10 +137,13 @@ class Grader:
 
     def __init__(self, channel: socket.socket) -> None:
         self.channel = channel
+        self.processor = zygote.processor_here()
+        zygote.stay_on(self.processor)
 
     def new_learner(self) -> tuple[socket.socket, int]:
-        """A fresh learner process: its channel and its number."""
-        self.channel.send(json.dumps({"want": "learner"}).encode())
+        """A fresh learner process, on the processor of this one: its channel and its number."""
+        wish = {"want": "learner", "processor": self.processor}
+        self.channel.send(json.dumps(wish).encode())
         answer, descriptors, _, _ = socket.recv_fds(self.channel, 1024, 1)
         return socket.socket(fileno=descriptors[0]), json.loads(answer)["number"]
 
@@ -223,11 +225,15 @@ def _measure(exercise: Exercise) -> dict[str, float]:
     return seconds
 
 
+def _label(exercise: Exercise, cell: Cell) -> str:
+    return f"{exercise.name}:{cell.name or cell.line}"
+
+
 def _given_namespace(exercise: Exercise) -> dict[str, Any]:
     namespace: dict[str, Any] = {"__name__": f"examiner_{exercise.era}_{exercise.name}"}
     for cell in exercise.cells:
         if cell.kind == "given":
-            run_cell(cell.source, namespace, f"{exercise.name}:{cell.line}")
+            run_cell(cell.source, namespace, _label(exercise, cell))
     return namespace
 
 
@@ -237,7 +243,8 @@ def _run_test(exercise: Exercise, cell: Cell, base: dict, learner: Learner, seco
     try:
         verdict = _judge(exercise, cell, _namespace(exercise, base, learner, seconds))
     except ENDED as error:
-        verdict = _failed(_ended(error, seconds), log=repr(error)) | {"ended": True}
+        why = _ended(error, time.monotonic() - start, seconds)
+        verdict = _failed(why, log=repr(error)) | {"ended": True}
         learner.restart()
     return verdict | {"seconds": time.monotonic() - start}
 
@@ -262,17 +269,26 @@ def _survey(
 
 
 def _namespace(exercise: Exercise, base: dict, learner: Learner, seconds: float) -> dict[str, Any]:
-    """What a test runs in: the given names, and stand-ins for the names the answers define."""
-    learner.ask("begin", seconds=seconds)
+    """What a test runs in: the given names, and stand-ins for those which the learner's cells define."""
+    names = [
+        name
+        for cell in exercise.cells
+        if cell.kind == "solution"
+        for name in defined_names(cell.source)
+    ]
+    found = learner.ask("begin", seconds, tuple(names), seconds=seconds)
+    if type(found) is not dict:
+        raise ProtocolError("the notebook interferes with the process that runs it")
     # What a test draws from the global generators of this process is repeatable too.
     torch.manual_seed(0)
-    return dict(base) | _stand_ins(exercise, learner, seconds)
+    # A name that is missing is missed by the test, which says which.
+    return dict(base) | {name: found[name] for name in names if name in found}
 
 
 def _judge(exercise: Exercise, cell: Cell, namespace: dict) -> dict:
     for segment, hidden in _segments(cell.source):
         try:
-            run_cell(segment, namespace, f"{exercise.name}:{cell.name}")
+            run_cell(segment, namespace, _label(exercise, cell))
         except Exception as error:
             message = _hidden_message(error) if hidden else _visible_message(error, segment)
             return _failed(message, log="".join(traceback.format_exception(error))[-8000:])
@@ -283,8 +299,9 @@ def _failed(message: str, log: str) -> dict:
     return {"passed": False, "message": message, "misconception": None, "log": log, "ended": False}
 
 
-def _ended(error: BaseException, seconds: float) -> str:
-    if isinstance(error, PeerTimeout):
+def _ended(error: BaseException, taken: float, seconds: float) -> str:
+    # The kernel ends a process that has computed for too long without saying why.
+    if isinstance(error, PeerTimeout) or (isinstance(error, PeerGone) and taken >= seconds):
         return f"This took longer than the {seconds:.0f} seconds it may take. Is there a loop that never ends?"
     if isinstance(error, ProtocolError):
         return f"What your code returned could not be read: {error}."
@@ -338,19 +355,6 @@ def _segments(source: str) -> list[tuple[str, bool]]:
         for first, last, hid in segments
         if first < last
     ]
-
-
-def _stand_ins(exercise: Exercise, learner: Learner, seconds: float) -> dict[str, Any]:
-    """The names which the answers define, as the learner's notebook has them."""
-    found = {}
-    for cell in exercise.cells:
-        if cell.kind == "solution":
-            for name in defined_names(cell.source):
-                try:
-                    found[name] = learner.ask("get", name, seconds=seconds)
-                except KeyError:
-                    continue  # the test will say which name is missing
-    return found
 
 
 # -- lending ----------------------------------------------------------------------------------------------
@@ -507,8 +511,13 @@ _prepared: dict[str, dict] = {}
 def keep(name: str, raw: bytes) -> None:
     """Keeps what :func:`prepare` found for an exercise. It comes from an examiner, never from a submission."""
     _prepared[name] = pickle.loads(raw)
-    _exercise(name)
+    exercise = _exercise(name)
     reference(*name.split("/"))
+    for cell in exercise.cells:
+        if cell.kind == "given":
+            compiled(cell.source, f"<{_label(exercise, cell)}>")
+        for segment, _ in _segments(cell.source) if cell.kind == "test" else ():
+            compiled(segment, f"<{_label(exercise, cell)}>")
 
 
 @functools.cache
@@ -545,10 +554,9 @@ def main() -> None:
     parser.add_argument("--control", type=int, required=True)
     control = socket.socket(fileno=parser.parse_args().control)
     torch.set_num_threads(1)
-    importlib.import_module(
-        "torch.fx.experimental.symbolic_shapes"
-    )  # the first backward pass wants it
-
+    # What the first backward pass and the tests would import.
+    importlib.import_module("torch.fx.experimental.symbolic_shapes")
+    importlib.import_module("autograder.hidden")
     zygote.run(control, start, keep)
 
 

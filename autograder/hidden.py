@@ -1,12 +1,13 @@
 """What hidden tests are written with: inputs nobody can foresee, and the reference to compare with."""
 
 import torch
+from torch import Tensor, nn
 
 from autograder.loader import reference
 from autograder.secret import course_secret
 from lab.seeds import generator
 
-__all__ = ["inputs", "reference"]
+__all__ = ["gradients", "inputs", "reference"]
 
 
 def inputs(name: str) -> torch.Generator:
@@ -15,3 +16,14 @@ def inputs(name: str) -> torch.Generator:
     A submission that holds a table of the test's inputs therefore knows nothing of this course's.
     """
     return generator(f"{course_secret()}/{name}")
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor | None]:
+    """The gradient of each parameter, by name, with one question to the answer instead of one for each step of a path.
+
+    A parameter that is missing, or that no gradient has reached, has ``None``.
+    """
+    with (
+        torch.no_grad()
+    ):  # so that the parameters arrive with their gradients, not as part of a graph
+        return {name: value.grad for name, value in model.state_dict(keep_vars=True).items()}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from autograder.source import ROOT, Exercise, read_exercise
 
-__all__ = ["find_exercise", "load", "reference"]
+__all__ = ["compiled", "find_exercise", "load", "reference", "run_cell"]
 
 
 def find_exercise(era: str, name: str, root: Path = ROOT) -> Exercise:
@@ -62,4 +62,10 @@ def run_cell(source: str, namespace: dict, label: str) -> None:
     """Runs one cell, its lines known to tracebacks under ``<label>``."""
     filename = f"<{label}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    exec(compile(source, filename, "exec", dont_inherit=True), namespace)
+    exec(compiled(source, filename), namespace)
+
+
+@functools.cache
+def compiled(source: str, filename: str) -> types.CodeType:
+    """The code of a cell, kept: a warm process compiles for all that it forks."""
+    return compile(source, filename, "exec", dont_inherit=True)

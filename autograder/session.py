@@ -102,7 +102,7 @@ class Session:
                 wish = json.loads(self._receive(ours, deadline))
                 if wish["want"] == "learner":
                     learners.append(self._next_number())
-                    self._give_learner(ours, learners[-1])
+                    self._give_learner(ours, learners[-1], wish["processor"])
                 elif wish["want"] == "kill":
                     self._order(self._learner_control, {"kill": wish["number"]})
                     ours.send(b"{}")
@@ -133,10 +133,11 @@ class Session:
             raise GradingFailed("the examiner ended without a result")
         return data
 
-    def _give_learner(self, channel: socket.socket, number: int) -> None:
+    def _give_learner(self, channel: socket.socket, number: int, processor: int | None) -> None:
         examiners, learners = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with examiners:
-            self._order(self._learner_control, {"spawn": number}, learners)
+            order = {"spawn": number, "processor": processor}
+            self._order(self._learner_control, order, learners)
             socket.send_fds(
                 channel, [json.dumps({"number": number}).encode()], [examiners.fileno()]
             )

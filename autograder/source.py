@@ -6,6 +6,7 @@ left with what it does well: the text of the cells.
 """
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -118,7 +119,11 @@ def read_exercise(path: Path) -> Exercise:
     Raises:
         SourceError: the file breaks a rule of CONTRIBUTING.md.
     """
-    text = path.read_text(encoding="utf-8")
+    return _read(path, path.read_text(encoding="utf-8"))
+
+
+@functools.lru_cache(maxsize=256)
+def _read(path: Path, text: str) -> Exercise:
     cells = [_checked_cell(path, *raw) for raw in split_cells(path, text)]
     exercise = Exercise(era=path.parent.name, name=path.stem, path=path, cells=_named(path, cells))
     _check_whole(exercise)

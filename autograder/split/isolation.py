@@ -5,14 +5,16 @@ file system with nothing of the course but ``lab``. What is done here keeps one 
 """
 
 import ctypes
+import math
 import os
 import resource
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["IsolationError", "Limits", "isolate", "limit"]
+__all__ = ["IsolationError", "Limits", "isolate", "limit", "limit_processor_time"]
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -102,6 +104,17 @@ def limit(limits: Limits, *, bound_memory: bool) -> None:
         _, hard = resource.getrlimit(what)
         bounded = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(what, (bounded, bounded))
+
+
+def limit_processor_time(seconds: float) -> None:
+    """Has the kernel end this process when it has computed for so long from now.
+
+    Processor time, because a right answer must not fail on a machine that is busy with something else. An
+    answer that undoes this, or sleeps, is ended by the examiner's clock, which is more patient.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    soft = math.ceil(time.process_time() + seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (min(soft, hard), hard))
 
 
 def _drop_capabilities() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from autograder.split.isolation import Limits, isolate, limit
+from autograder.split.isolation import Limits, isolate, limit, limit_processor_time
 from autograder.split.peer import EVERYTHING, Peer, StandIn
 
 __all__ = ["given_classes", "start", "warm_up"]
@@ -46,6 +46,9 @@ def warm_up() -> None:
     shell.showtraceback = shell.showsyntaxerror = lambda *args, **kwargs: None
     # Reads like a notebook, not like a part of the grader: nothing of the shell's own is in the way.
     shell.user_ns.update(__name__="__main__", __doc__=None)
+    # What the first cell and the first random number would import.
+    shell.run_cell("", store_history=False)
+    _reseed()
 
 
 def start(channel: socket.socket, *, isolated: bool) -> None:
@@ -61,8 +64,7 @@ def start(channel: socket.socket, *, isolated: bool) -> None:
         channel,
         services={
             "run": notebook.run,
-            "get": notebook.get,
-            "begin": notebook.begin_test,
+            "begin": notebook.begin,
             "lend": notebook.lend,
             "lend_module": notebook.lend_module,
         },
@@ -96,10 +98,11 @@ class _Notebook:
         self.namespace = shell.user_ns
         self.classes: dict[str, type] = {}
 
-    def run(self, source: str) -> dict:
+    def run(self, seconds: float, source: str) -> dict:
         """Runs a cell as a notebook would; returns its error, if any, and what it showed."""
         from IPython.utils.capture import capture_output
 
+        limit_processor_time(seconds)
         with capture_output() as shown:
             result = self.run_cell(source, store_history=False)
         self.classes.update(given_classes(self.namespace))
@@ -113,13 +116,14 @@ class _Notebook:
             ],
         }
 
-    def get(self, name: str) -> Any:
-        """A name that the cells defined."""
-        return self.namespace[name]
+    def begin(self, seconds: float, names: tuple[str, ...]) -> dict[str, Any]:
+        """What the cells defined, of these names, for a test that may use so much processor time.
 
-    def begin_test(self) -> None:
-        """The same random numbers at the start of every test, whatever ran before."""
+        Every test starts with the same random numbers, whatever ran before.
+        """
+        limit_processor_time(seconds)
         _reseed()
+        return {name: self.namespace[name] for name in names if name in self.namespace}
 
     def lend(self, name: str, reference: Any) -> None:
         """Puts a function of the examiner's in the place of an answer that failed."""

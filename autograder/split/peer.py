@@ -7,8 +7,10 @@ whose backward pass asks for it.
 """
 
 import builtins
+import functools
 import socket
 import time
+import types
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -37,12 +39,17 @@ EVERYTHING = frozenset(
         "getitem",
         "iter",
         "len",
+        "method",
         "next",
         "service",
         "setattr",
     }
 )
 
+# What reading an attribute gives where it is a method of the object itself.
+METHOD = object()
+
+AT_ONCE = 1 << 16
 MAX_HANDLES = 100_000
 MAX_GRAPHS = 10_000
 MAX_NESTING = 50
@@ -60,10 +67,11 @@ class PeerTimeout(BaseException):
 class StandIn:
     """An object that lives in the other process. What it does, it does there; only values come back."""
 
-    __slots__ = ("__weakref__", "_stand_in")
+    __slots__ = ("__weakref__", "_methods", "_stand_in")
 
     def __init__(self, peer: "Peer", number: int, kind: str) -> None:
         object.__setattr__(self, "_stand_in", (peer, number, kind))
+        object.__setattr__(self, "_methods", set())
         weakref.finalize(self, peer.forget, number).atexit = False
 
     @property
@@ -80,7 +88,14 @@ class StandIn:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _read_only(self._ask("getattr", name=name))
+        # A name known to be a method is not looked up again before each call: that is half of all the asking.
+        methods = object.__getattribute__(self, "_methods")
+        if name not in methods:
+            value = self._ask("getattr", name=name)
+            if value is not METHOD:
+                return _read_only(value)
+            methods.add(name)
+        return functools.partial(_call_method, self, name)
 
     def __setattr__(self, name: str, value: object) -> None:
         self._ask("setattr", name=name, args=(value,))
@@ -109,6 +124,10 @@ class StandIn:
     def _ask(self, op: str, *, name: str = "", args: tuple = (), kwargs: dict | None = None) -> Any:
         peer, _, _ = object.__getattribute__(self, "_stand_in")
         return peer.ask(op, self, name=name, args=args, kwargs=kwargs or {})
+
+
+def _call_method(of: StandIn, name: str, *args: object, **kwargs: object) -> Any:
+    return of._ask("method", name=name, args=args, kwargs=kwargs)
 
 
 class _Copy(Tensor):
@@ -176,6 +195,7 @@ class Peer:
         self._next = 0
         self._nesting = 0
         self._forgotten: list[int] = []
+        self._received = bytearray()
 
     def ask(
         self, op: str, target: object = None, *, name: str = "", args: tuple = (), kwargs: dict
@@ -234,6 +254,8 @@ class Peer:
             if type(position) is not int or not 0 <= position < len(encoder.shared):
                 raise ProtocolError("a change to an argument that was not sent")
             _copy_into(encoder.shared[position], decoder.decode(written))
+        if message.get("method") is True:
+            return METHOD
         value = decoder.decode(message.get("value"))
         if "graph" in message:
             value = self._join_graph(message["graph"], value, encoder.in_call)
@@ -281,8 +303,10 @@ class Peer:
         before = [_fingerprint(value) for value in decoder.shared]
         with torch.set_grad_enabled(graph):
             value = self._do(message, target, args, kwargs)
-            if message["op"] in ("call", "service"):
+            if message["op"] in ("call", "method", "service"):
                 return self._reply(value, graph, decoder, before)
+            if message["op"] == "getattr" and _is_method(value, target):
+                return {"method": True}, self._encoder(graph=False)
             encoder = self._encoder(graph=False)
             return {"value": encoder.encode(value)}, encoder
 
@@ -297,9 +321,11 @@ class Peer:
         if op == "backward":
             return self._backward(*args)
         if op in ("getattr", "setattr"):
-            if type(name) is not str or name.startswith("__"):
-                raise AttributeError(name)
+            _check_name(name)
             return getattr(target, name) if op == "getattr" else setattr(target, name, *args)
+        if op == "method":
+            _check_name(name)
+            return getattr(target, name)(*args, **kwargs)
         if op == "next":
             try:
                 return (False, next(target))
@@ -395,20 +421,20 @@ class Peer:
         return unpack_payload(header, self._read(buffers_size))
 
     def _read(self, size: int) -> bytearray:
-        data, read = bytearray(size), 0
-        view = memoryview(data)
-        while read < size:
+        while (missing := size - len(self._received)) > 0:
             try:
                 self._set_timeout()
-                count = self.channel.recv_into(view[read:])
+                data = self.channel.recv(max(missing, AT_ONCE))
             except TimeoutError as error:
                 raise PeerTimeout from error
             except OSError as error:
                 raise PeerGone from error
-            if count == 0:
+            if not data:
                 raise PeerGone
-            read += count
-        return data
+            self._received += data
+        read = self._received[:size]
+        del self._received[:size]
+        return read
 
     def _set_timeout(self) -> None:
         if self.deadline is None:
@@ -438,6 +464,15 @@ class _Remote(torch.autograd.Function):
         if len(answer) != ctx.inputs:
             raise ProtocolError("not one gradient for each input")
         return (None, None, None, None, *answer)
+
+
+def _check_name(name: object) -> None:
+    if type(name) is not str or name.startswith("__"):
+        raise AttributeError(name)
+
+
+def _is_method(value: object, of: object) -> bool:
+    return type(value) is types.MethodType and value.__self__ is of
 
 
 def _tensors(value: Any) -> list[Tensor]:

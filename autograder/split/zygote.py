@@ -9,6 +9,7 @@ process's channel; ``{"kill": number}``; ``{"keep": name, "size": bytes}``, foll
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -17,7 +18,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 
-__all__ = ["main", "run"]
+__all__ = ["main", "processor_here", "run", "stay_on"]
 
 MAX_REQUEST = 1 << 16
 
@@ -52,6 +53,25 @@ def run(
         _kill(children, number)
 
 
+def processor_here() -> int | None:
+    """The processor on which this process runs now, where the system says."""
+    if sys.platform != "linux":
+        return None
+    number = ctypes.CDLL(None).sched_getcpu()
+    return number if number >= 0 else None
+
+
+def stay_on(processor: int | None) -> None:
+    """Keeps this process on one processor.
+
+    The two sides of a notebook take turns and never compute at once. On two processors each turn would have to
+    wake the other one up, which takes longer than most of the calls themselves.
+    """
+    if processor is not None:
+        with contextlib.suppress(OSError):  # it may have been taken away
+            os.sched_setaffinity(0, {processor})
+
+
 def main() -> None:
     """Entry of the warm learner process, inside the sandbox."""
     parser = argparse.ArgumentParser()
@@ -61,11 +81,12 @@ def main() -> None:
     control = socket.socket(fileno=arguments.control)
     from autograder.split import learner
 
+    def start(channel: socket.socket, order: dict) -> None:
+        stay_on(order["processor"])
+        learner.start(channel, isolated=bool(arguments.isolated))
+
     learner.warm_up()
-    run(
-        control,
-        lambda channel, order: learner.start(channel, isolated=bool(arguments.isolated)),
-    )
+    run(control, start)
 
 
 def _chunks(control: socket.socket, size: int) -> Iterator[bytes]:

@@ -518,20 +518,22 @@ for order in (1, 2, 3, 4):
         [*first[-2:], second[0]],
     ]
     contexts += [torch.randint(4, (5,), generator=rng).tolist() for _ in range(4)]
-    for context in contexts:
-        for alpha in (0.3, 7.0):
-            got = mine.distribution(context, alpha)
-            check.close(
-                torch.as_tensor(got).sum(),
-                1.0,
-                because="The probabilities after a context must add up to 1, whether it was seen or not.",
-            )
-            check.close(
-                got,
-                right.distribution(context, alpha),
-                because="P(w | h) = (c(h w) + alpha P(w | h')) / (c(h) + alpha), where h' lacks the oldest token of "
-                "h, c(h) counts only occurrences that are followed by a token, and every text starts anew.",
-            )
+    for context, alpha in [
+        *((each, 0.3) for each in contexts),
+        *((each, 7.0) for each in contexts[-4:]),
+    ]:
+        got = mine.distribution(context, alpha)
+        check.close(
+            torch.as_tensor(got).sum(),
+            1.0,
+            because="The probabilities after a context must add up to 1, whether it was seen or not.",
+        )
+        check.close(
+            got,
+            right.distribution(context, alpha),
+            because="P(w | h) = (c(h w) + alpha P(w | h')) / (c(h) + alpha), where h' lacks the oldest token of "
+            "h, c(h) counts only occurrences that are followed by a token, and every text starts anew.",
+        )
     token = int(torch.randint(5, (), generator=rng))
     check.close(
         mine.probability(token, first[:4], 0.6),
@@ -1303,11 +1305,11 @@ def compare(prompt, max_new_tokens, **settings):
     return right.tolist()[len(prompt) :]
 
 
-for length, new in ((1, 6), (4, 1), (5, 9), (3, 0)):
+for length, new in ((1, 4), (4, 1), (5, 7), (3, 0)):
     prompt = torch.randint(VOCAB, (length,), generator=rng).to(device)
     written = compare(prompt, new)
     compare(prompt, new, as_int=True)
-    for context_length in (1, 2, 4, 50):
+    for context_length in (1, 4, 50):
         compare(prompt, new, context_length=context_length)
 prompt = torch.randint(VOCAB, (4,), generator=rng).to(device)
 written = compare(prompt, 12)

@@ -414,9 +414,7 @@ check.close(
     because="A ReLU stands between the two layers: (1, 0, 3) reaches the second. Nothing stands after it: −4 stays.",
 )
 ### BEGIN HIDDEN TESTS
-from operator import attrgetter
-
-from autograder.hidden import inputs, reference
+from autograder.hidden import gradients, inputs, reference
 
 theirs = reference("transformer", "block")
 rng = inputs("feed_forward_by_hand")
@@ -444,10 +442,11 @@ pull = torch.randn(2, 3, 4, generator=rng, dtype=torch.float64).to(device)
 check.close(
     x, before, because="The network changed its input in place; the residual sum still needs it."
 )
+mine_gradients, right_gradients = gradients(mine), gradients(right)
 for name in weights:
-    gradient = attrgetter(name)(mine).grad
+    gradient = mine_gradients.get(name)
     check.that(gradient is not None, f"No gradient reaches {name}: is it used?")
-    check.close(gradient, attrgetter(name)(right).grad, because=f"The gradient of {name} is off.")
+    check.close(gradient, right_gradients[name], because=f"The gradient of {name} is off.")
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -595,9 +594,7 @@ check.close(
     because="The padding changed and a real position moved with it: the mask must reach the attention.",
 )
 ### BEGIN HIDDEN TESTS
-from operator import attrgetter
-
-from autograder.hidden import inputs, reference
+from autograder.hidden import gradients, inputs, reference
 
 theirs = reference("transformer", "block")
 rng = inputs("encoder_post_ln")
@@ -636,10 +633,11 @@ mine.zero_grad()
 (right(other, may_attend) * pull).sum().backward()
 check.that(own.grad is not None, "No gradient reaches the block's input.")
 check.close(own.grad, other.grad, because="The gradient of the block's input is off.")
+mine_gradients, right_gradients = gradients(mine), gradients(right)
 for name in weights:
-    gradient = attrgetter(name)(mine).grad
+    gradient = mine_gradients.get(name)
     check.that(gradient is not None, f"No gradient reaches {name}: is it used?")
-    check.close(gradient, attrgetter(name)(right).grad, because=f"The gradient of {name} is off.")
+    check.close(gradient, right_gradients[name], because=f"The gradient of {name} is off.")
 ### END HIDDEN TESTS
 
 # %% test="encoder_pre_ln" points=2
@@ -665,9 +663,7 @@ check.close(
     because="Pre-LN: queries, keys and values are all the normalised x, and what comes out is added to x.",
 )
 ### BEGIN HIDDEN TESTS
-from operator import attrgetter
-
-from autograder.hidden import inputs, reference
+from autograder.hidden import gradients, inputs, reference
 
 theirs = reference("transformer", "block")
 rng = inputs("encoder_pre_ln")
@@ -699,10 +695,11 @@ check.close(output, expected, because="In the pre-LN block the mask must reach t
 (expected * pull).sum().backward()
 check.that(own.grad is not None, "No gradient reaches the block's input.")
 check.close(own.grad, other.grad, because="The gradient of the block's input is off.")
+mine_gradients, right_gradients = gradients(mine), gradients(right)
 for name in weights:
-    gradient = attrgetter(name)(mine).grad
+    gradient = mine_gradients.get(name)
     check.that(gradient is not None, f"No gradient reaches {name}: is it used?")
-    check.close(gradient, attrgetter(name)(right).grad, because=f"The gradient of {name} is off.")
+    check.close(gradient, right_gradients[name], because=f"The gradient of {name} is off.")
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -880,9 +877,7 @@ check.close(
     because="The second position of the memory is masked: only (10, 20) is left to add.",
 )
 ### BEGIN HIDDEN TESTS
-from operator import attrgetter
-
-from autograder.hidden import inputs, reference
+from autograder.hidden import gradients, inputs, reference
 
 theirs = reference("transformer", "block")
 rng = inputs("decoder_cross_attention")
@@ -936,12 +931,11 @@ for norm_first in (False, True):
     for which, one, two in zip(("x", "the memory"), own, other, strict=True):
         check.that(one.grad is not None, f"No gradient reaches {which}.")
         check.close(one.grad, two.grad, because=f"The gradient of {which} is off.")
+    mine_gradients, right_gradients = gradients(mine), gradients(right)
     for name in weights:
-        gradient = attrgetter(name)(mine).grad
+        gradient = mine_gradients.get(name)
         check.that(gradient is not None, f"No gradient reaches {name}: is it used?")
-        check.close(
-            gradient, attrgetter(name)(right).grad, because=f"The gradient of {name} is off."
-        )
+        check.close(gradient, right_gradients[name], because=f"The gradient of {name} is off.")
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -1246,9 +1240,7 @@ check.that(
     "Before training the loss should be near ln(vocab_size), a guess among all tokens: are the logits far too large?",
 )
 ### BEGIN HIDDEN TESTS
-from operator import attrgetter
-
-from autograder.hidden import inputs, reference
+from autograder.hidden import gradients, inputs, reference
 
 theirs = reference("transformer", "block")
 rng = inputs("transformer_logits")
@@ -1294,12 +1286,13 @@ for norm_first in (False, True):
     mine.zero_grad()
     (mine(source, target) * pull).sum().backward()
     (right(source, target) * pull).sum().backward()
+    mine_gradients, right_gradients = gradients(mine), gradients(right)
     for name in weights:
-        gradient = attrgetter(name)(mine).grad
+        gradient = mine_gradients.get(name)
         check.that(gradient is not None, f"No gradient reaches {name}: is it used?")
         check.close(
             gradient,
-            attrgetter(name)(right).grad,
+            right_gradients[name],
             rtol=1e-3,
             atol=1e-4,
             because=f"The gradient of {name} is off. (The embedding collects from source, target and logits.)",
