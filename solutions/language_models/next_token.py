@@ -325,8 +325,8 @@ for bad in ([0, 0], [3, -1], [1, 2, 3]):
 # %% [markdown]
 # ## 2 · Counting: an n-gram model
 #
-# Shannon wrote the first such texts in 1948, with a book of letter frequencies. He looked at the last few letters
-# only:
+# Shannon (1948) wrote such texts by hand, with a table of letter frequencies, random numbers, and books opened at
+# random. He looked at the last few letters only:
 #
 # $$P(x_t \mid x_1, \dots, x_{t-1}) \approx P(x_t \mid x_{t-n+1}, \dots, x_{t-1})$$
 #

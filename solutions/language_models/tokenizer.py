@@ -2,8 +2,8 @@
 # # A tokenizer
 #
 # A language model reads and writes numbers out of a fixed list. What stands on that list is decided before any model
-# is trained, by a program that is trained too, by counting. You build it: the byte-level byte-pair encoding which
-# GPT-2 introduced (Radford et al. 2019, §2.2) and most models after it kept.
+# is trained, by a program that is trained too, by counting. You build it: the byte-level byte-pair encoding of
+# GPT-2 (Radford et al. 2019, §2.2), which many models after it kept.
 #
 # **You build** a byte-level BPE tokenizer: training, encoding, decoding, streaming · **Minutes** 120 ·
 # **Points** 20 · **Difficulty** ●●○ · **Before this** [Tokens](../../book/language_models/tokens.md)
@@ -59,7 +59,8 @@ Word = tuple[bytes, ...]  # a stretch of text, cut into tokens
 # | `\s+` | that last character, where it could not join what follows |
 #
 # This is GPT-2's pattern in the words of Python's `re`. GPT-2's own says `\p{L}` and `\p{N}`, which `re` does not know;
-# the two differ only where a number is not a decimal digit (½, ², Ⅷ: here a letter, there a digit).
+# the two differ where a number is not a decimal digit (½, ², Ⅷ: here a letter, there a digit), and in four control
+# characters which `re` takes for white space.
 
 # %%
 PATTERN = re.compile(r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")

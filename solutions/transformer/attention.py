@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Attention
 #
-# In 2014 a translator learnt to look back at the words of its source while it wrote (Bahdanau et al. 2014). In
+# In 2014 a translator learnt to look back at the words of its source while it wrote (Bahdanau et al. 2015). In
 # 2017 the Transformer kept only the looking (Vaswani et al. 2017). You build that part here, from its one equation to a
 # module that can be trained.
 #

@@ -4,7 +4,7 @@
 # Attention mixes positions and does nothing else. What makes a model of it is what stands around it: a code for the
 # order, a small network at each position, a sum that carries the input past every layer, and a normalisation that
 # keeps its size. You build these parts, the two blocks of 2017 from them, and the whole translator of
-# {cite}`vaswani2017`; then you train it.
+# Vaswani et al. (2017); then you train it.
 #
 # **You build** positions, layer norm, feed-forward, encoder and decoder blocks (post-LN and pre-LN), the Transformer
 # · **Minutes** 120 · **Points** 20 · **Difficulty** ●●● ·
@@ -367,7 +367,8 @@ class LayerNorm(nn.Module):
 # $8\,d_{\text{model}}^2$ numbers, against $4\,d_{\text{model}}^2$ in the projections of the attention beside it: two
 # thirds of an encoder block are feed-forward.
 #
-# It is often told that the Transformer uses GELU. That came with GPT-1 and BERT in 2018; in 2017 it is ReLU.
+# It is often told that the Transformer uses GELU (Hendrycks & Gimpel 2016). That came with GPT-1 and BERT in 2018;
+# in 2017 it is ReLU.
 
 
 # %% solution="feed_forward"
@@ -1311,9 +1312,9 @@ for norm_first in (False, True):
 # Stacks of your encoder blocks at the start of training, with Xavier's initialisation as in Xiong et al. (2020),
 # random input and a random class to predict at each position. The left picture goes through one deep stack
 # from its first block to its last; the right one asks the last block of stacks of several depths. With post-LN the
-# blocks near the loss get a gradient that no depth makes smaller, and the first full-size steps shake them: hence the
-# warm-up of 2017. With pre-LN it falls with depth (the bound of the theory falls as $1/\sqrt{L}$): the sum that the
-# last norm divides has grown.
+# blocks near the loss get a gradient that no depth makes smaller, and the first full-size steps shake them: one of the
+# reasons, say Xiong et al., for warm-up. With pre-LN it falls with depth (the bound of Theorem 1 falls as
+# $1/\sqrt{L}$): the sum that the last norm divides has grown.
 
 # %% experiment=true
 import matplotlib.pyplot as plt

@@ -1237,10 +1237,11 @@ figures.show(
 # Compare the two pictures. The plain network with $\rho = 0.5$ and the cells whose gates start half open lose the
 # symbol at short distances, where most of their gradient was gone already in the first picture; with $\rho = 1$, or the
 # gate set to keep, the same cells go much farther.
-# For this reason LSTMs are often started with a positive forget bias (Jozefowicz et al. 2015). The plain network that
-# starts orthogonal is a strong rival here: one symbol is all it has to keep, and turning it does no harm. But training
-# may move it away from $\rho = 1$; Arjovsky et al. (2016) constrained the matrix to stay there. Change `SEED` and run
-# again: near the distance where a cell begins to fail, luck decides.
+# For this reason LSTMs are often started with a positive forget bias, as in Gers, Schmidhuber & Cummins (2000);
+# Jozefowicz et al. (2015) recommend it for the gradient's sake. The plain network that starts orthogonal is a strong
+# rival here: one symbol is all it has to keep, and turning it does no harm. But training may move it away from
+# $\rho = 1$; Arjovsky et al. (2016) constrained the matrix to stay there. Change `SEED` and run again: near the
+# distance where a cell begins to fail, luck decides.
 #
 # None of the cells escapes the other price: the symbol and the answer are `distance` steps apart, and each step waits
 # for the one before. These two, the length of the path and the waiting, are what Vaswani et al. (2017, §4) hold against
