@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 export PYTHONDONTWRITEBYTECODE := 1
 
 EXERCISES := $(wildcard solutions/*/*.py)
-GRADER := $(wildcard autograder/*.py autograder/*/*.py autograder/*/*/*.py lab/*.py) nbgrader_config.py
+GRADER := $(wildcard autograder/*.py autograder/*/*.py autograder/*/*/*.py autograder/templates/*/* lab/*.py) nbgrader_config.py
 BOOK := _config.yml _toc.yml $(shell find book -type f -not -path 'book/assets/vendor/*' -not -path '*/__pycache__/*') \
         $(wildcard lab/*.py exercises/*/*.ipynb)
 

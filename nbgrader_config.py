@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import nbgrader
 from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor
 from nbgrader.preprocessors import (
     AssignLatePenalties,
@@ -12,6 +13,7 @@ from nbgrader.preprocessors import (
     SaveAutoGrades,
 )
 
+from autograder.mathml import markdown_to_html
 from autograder.preprocessors import HarmlessFeedback, Rebuild, SplitGrade
 
 c = get_config()
@@ -39,3 +41,13 @@ c.GenerateFeedback.preprocessors = [
     HarmlessFeedback,
     CSSHTMLHeaderPreprocessor,
 ]
+
+# Feedback loads nothing from elsewhere: nbgrader's template, without its CDN.
+here, nbgraders = Path(__file__).resolve().parent, Path(nbgrader.__file__).resolve().parent
+templates = here / "autograder" / "templates"
+c.HTMLExporter.template_name = "offline"
+c.HTMLExporter.extra_template_basedirs = [
+    str(templates),
+    str(nbgraders / "server_extensions" / "formgrader" / "templates"),
+]
+c.HTMLExporter.filters = {"markdown2html": markdown_to_html}

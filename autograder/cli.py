@@ -90,7 +90,10 @@ def grade(
 @app.command("sample-class")
 def sample_class(
     folder: Annotated[
-        Path, typer.Argument(help="Where to write and grade it; replaced if it is there.")
+        Path,
+        typer.Argument(
+            help="Where to write and grade it; an earlier sample class there is replaced."
+        ),
     ],
 ) -> None:
     """Write a class of right, wrong and hostile submissions to every exercise, and grade it.
@@ -108,7 +111,10 @@ def sample_class(
         console.print(
             f"{escape(str(missing))}\n[yellow]The harmless part of the sample class is graded that way.[/]"
         )
-    make_sample_class(folder, harmless=isolation == "process")
+    try:
+        make_sample_class(folder, harmless=isolation == "process")
+    except FileExistsError as error:
+        raise typer.BadParameter(str(error)) from error
     _grade(folder, isolation, DUE)
 
 

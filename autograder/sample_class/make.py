@@ -30,15 +30,27 @@ IN_TIME, LATE = "2025-03-01 09:30:00 UTC", "2025-03-05 23:10:00 UTC"
 Notebook = dict
 Student = Callable[[Exercise, Notebook], Notebook | str]
 
+MARK = ".sample-class"
+
 
 def make_sample_class(folder: Path, *, harmless: bool = False) -> list[str]:
     """Writes ``folder/submitted/<student>/<era>/<exercise>.ipynb`` for every student; returns their names.
 
     Args:
-        folder: replaced if it is there.
+        folder: empty, or an earlier sample class, which is replaced.
         harmless: leave out the hostile students.
+
+    Raises:
+        FileExistsError: the folder holds something else.
     """
+    mark = folder / MARK
+    if folder.exists() and any(folder.iterdir()) and not mark.exists():
+        raise FileExistsError(
+            f"{folder} is not empty and holds no sample class; name an empty or a new folder."
+        )
     shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    mark.touch()
     students = {n: s for n, s in STUDENTS.items() if not (harmless and n.startswith("hostile"))}
     for path in exercise_paths():
         exercise = read_exercise(path)
