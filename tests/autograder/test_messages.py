@@ -41,8 +41,17 @@ def test_the_message_says_what_happened(body, says):
 
 
 @pytest.mark.slow
-def test_a_loop_is_a_time_out_and_not_a_wrong_answer():
-    assert "longer than the 10 seconds" in message(HEAD + "while True: pass")
+@pytest.mark.parametrize(
+    "body",
+    [
+        "while True: pass",
+        "import time; time.sleep(1000)",
+        "import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\n    while True: pass",
+    ],
+    ids=["computes", "sleeps", "ignores the signal"],
+)
+def test_a_loop_is_a_time_out_and_not_a_wrong_answer(body):
+    assert "longer than the 10 seconds" in message(HEAD + body)
 
 
 def test_a_visible_failure_shows_values_and_a_hidden_one_does_not():

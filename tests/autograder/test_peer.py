@@ -41,6 +41,17 @@ def raise_odd():
     raise Odd("odd")
 
 
+class Turns:
+    """Its step replaces itself: a way to write a machine with states."""
+
+    def step(self):
+        self.step = self._second
+        return 1
+
+    def _second(self):
+        return 2
+
+
 NAMES = {
     "Scale": Scale,
     "product": lambda x, y: (x * y).sum(),
@@ -54,8 +65,10 @@ NAMES = {
         {"value": ValueError, "exit": SystemExit, "stop": KeyboardInterrupt}[name]
     ),
     "odd": raise_odd,
+    "Turns": Turns,
     "sleep": lambda: time.sleep(30),
     "look": lambda thing: thing.gi_frame,
+    "rewind": lambda thing: thing._ask("method", name="close"),
     "identity": lambda x: x,
 }
 
@@ -197,6 +210,33 @@ def test_the_answer_may_not_look_into_what_it_is_handed(answers):
     generator = (x for x in range(3))
     with pytest.raises(AttributeError, match="not possible"):
         answers("look")(generator)
+
+
+def test_the_answer_may_call_no_method_of_what_it_is_handed(answers):
+    generator = (x for x in range(3))
+    with pytest.raises(AttributeError, match="not possible"):
+        answers("rewind")(generator)
+    assert next(generator) == 0
+
+
+def test_a_method_is_called_with_one_question(answers):
+    module, asked = answers("Scale")(), []
+    module.eval()
+    ask = answers.peer.ask
+    answers.peer.ask = lambda op, *args, **kwargs: asked.append(op) or ask(op, *args, **kwargs)
+    for _ in range(3):
+        module.eval()
+    assert asked == ["method"] * 3
+
+
+def test_a_method_that_replaced_itself_is_the_new_one(answers):
+    turns = answers("Turns")()
+    assert [turns.step() for _ in range(3)] == [1, 2, 2]
+
+
+def test_a_method_can_be_handed_on(answers):
+    turns = answers("Turns")()
+    assert answers("apply")(lambda _: turns.step(), 0) == 2
 
 
 def test_a_stand_in_is_equal_to_nothing_but_itself(answers):
