@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -188,7 +189,7 @@ def _show_result(exercise: "Exercise", result: dict) -> None:
         mark = "[green]passed[/]" if verdict["passed"] else "[red]not yet[/]"
         console.print(f"{mark}  {test}  {points * verdict['passed']}/{points}")
         if verdict["message"]:
-            console.print(escape(_indented(verdict["message"])))
+            console.print(Padding(escape(verdict["message"]), (0, 0, 0, 4)))
     possible = sum(exercise.cell(test).points for test in result["tests"])
     by_hand = exercise.points - possible
     console.print(
@@ -222,10 +223,6 @@ def _progress() -> Progress:
         TimeElapsedColumn(),
     ]
     return Progress(*columns, console=console)
-
-
-def _indented(text: str) -> str:
-    return "\n".join("    " + line for line in text.splitlines())
 
 
 def _stop(message: str) -> None:

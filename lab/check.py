@@ -7,7 +7,9 @@ and the first place where they differ. A visible test shows both; a hidden test 
 
 import contextlib
 import functools
+import linecache
 import math
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -40,6 +42,21 @@ class CheckFailed(AssertionError):
         self.summary = summary
         self.detail = detail
         super().__init__("\n".join(part for part in (summary, detail, because) if part))
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the check that failed and what it found, not the way there through this file."""
+        frame = None
+        for step in traceback.extract_tb(self.__traceback__):
+            if step.filename != __file__:
+                frame = step
+        place = []
+        if frame is not None:
+            lines = [
+                linecache.getline(frame.filename, number).rstrip()
+                for number in range(frame.lineno, frame.end_lineno + 1)
+            ]
+            place = [f"This check, from line {frame.lineno}, failed:", *lines, ""]
+        return [*place, *str(self).splitlines()]
 
 
 _survey: list[CheckFailed] | None = None

@@ -88,14 +88,7 @@ def cells_of(here, student, exercise) -> list[dict]:
 
 def stock(here, student, exercise) -> float:
     """nbgrader's own autograding of one notebook: a kernel, the cells, the tests, the gradebook."""
-    config = course_config(
-        submitted_directory=here / "submitted",
-        autograded_directory=here / "stock",
-        db_url=f"sqlite:///{here}/stock.db",
-        assignment_id=exercise.era,
-        student_id=student,
-        notebook_id=exercise.name,
-    )
+    config = configured(here, "stock", student, exercise)
     del config["Autograde"]
     return converted(config, here / "stock.db")
 
@@ -103,15 +96,19 @@ def stock(here, student, exercise) -> float:
 def split(here, student, exercise, engine) -> float:
     """The split grader, through the same converter and into a gradebook of its own; nothing from a cache."""
     engine.cache = Path(tempfile.mkdtemp(dir=here))
-    config = course_config(
+    return converted(configured(here, "split", student, exercise), here / "split.db")
+
+
+def configured(here, kind, student, exercise):
+    """nbgrader's configuration for one notebook, with a gradebook for each kind of grading."""
+    return course_config(
         submitted_directory=here / "submitted",
-        autograded_directory=here / "split",
-        db_url=f"sqlite:///{here}/split.db",
+        autograded_directory=here / kind,
+        db_url=f"sqlite:///{here}/{kind}.db",
         assignment_id=exercise.era,
         student_id=student,
         notebook_id=exercise.name,
     )
-    return converted(config, here / "split.db")
 
 
 def converted(config, database: Path) -> float:
@@ -146,7 +143,7 @@ def show(times: dict, compute: dict[str, float], warm: float) -> None:
         for kind, values in overheads.items():
             values.append(over[kind])
         table.add_row(
-            name,
+            name.rpartition("/")[2],
             f"{seconds:.2f}",
             *(f"{whole[kind]:.2f}" for kind in whole),
             f"{whole['stock'] / whole['split']:.1f}",

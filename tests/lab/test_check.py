@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
 
 from lab import check
 from lab.check import CheckFailed
@@ -132,3 +134,16 @@ def test_surveying_goes_on_after_a_failure_and_ends_with_its_block():
         check.that(False, "second")
     assert len(failures) == 2
     message(check.equal, 1, 2)
+
+
+def test_a_notebook_shows_the_check_and_not_the_way_to_it():
+    shell = InteractiveShell()
+    shell.run_cell("from lab import check")
+    with capture_output() as shown:
+        shell.run_cell(
+            "def answer():\n    return 2\n\ncheck.equal(\n    answer(),\n    1,\n    because='One is wanted.',\n)"
+        )
+    assert "line 4" in shown.stdout
+    assert "because='One is wanted.'," in shown.stdout
+    assert "expected 1" in shown.stdout
+    assert "check.py" not in shown.stdout
