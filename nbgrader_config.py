@@ -45,9 +45,10 @@ c.GenerateFeedback.preprocessors = [
 # Feedback loads nothing from elsewhere: nbgrader's template, without its CDN.
 here, nbgraders = Path(__file__).resolve().parent, Path(nbgrader.__file__).resolve().parent
 templates = here / "autograder" / "templates"
-c.HTMLExporter.template_name = "offline"
-c.HTMLExporter.extra_template_basedirs = [
+c.GenerateFeedback.HTMLExporter.template_name = "offline"
+c.GenerateFeedback.HTMLExporter.extra_template_basedirs = [
     str(templates),
     str(nbgraders / "server_extensions" / "formgrader" / "templates"),
 ]
+# The form grader too shows a learner's Markdown, in a browser that is logged in to a Jupyter server.
 c.HTMLExporter.filters = {"markdown2html": markdown_to_html}

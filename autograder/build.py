@@ -1,11 +1,13 @@
 """From ``solutions/`` to ``exercises/``: our source notebooks, nbgrader's own ``generate_assignment``."""
 
 import filecmp
+import hashlib
+import itertools
+import json
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from nbgrader.converters import GenerateAssignment
@@ -19,6 +21,7 @@ __all__ = ["build", "course_config", "register", "stale", "write_sources"]
 
 SOURCES = ROOT / "_build" / "source"
 RELEASED = ROOT / "exercises"
+MINE = "-mine-"  # in the name of a notebook that was moved aside
 
 
 def build(release: Path = RELEASED) -> list[Path]:
@@ -34,8 +37,7 @@ def build(release: Path = RELEASED) -> list[Path]:
         config = course_config(release_directory=scratch, assignment_id=era)
         config.SaveCells.enabled = False
         _generate(config, no_database=True)
-    _mirror(scratch, release)
-    return sorted(release.glob("*/*.ipynb"))
+    return _mirror(scratch, release)
 
 
 def stale() -> list[str]:
@@ -43,7 +45,10 @@ def stale() -> list[str]:
     fresh = ROOT / "_build" / "fresh"
     build(release=fresh)
     names = {
-        str(path.relative_to(folder)) for folder in (fresh, RELEASED) for path in folder.glob("*/*")
+        str(path.relative_to(folder))
+        for folder in (fresh, RELEASED)
+        for path in folder.glob("*/*")
+        if MINE not in path.name
     }
     return sorted(
         name
@@ -110,19 +115,40 @@ def _generate(config: Config, *, no_database: bool) -> None:
     converter.start()
 
 
-def _mirror(fresh: Path, release: Path) -> None:
-    """Makes ``release`` hold the fresh notebooks and no others, touching only what differs."""
-    wanted = {path.relative_to(fresh) for path in fresh.glob("*/*.ipynb")}
-    for name in wanted:
+def _mirror(fresh: Path, release: Path) -> list[Path]:
+    """Makes ``release`` hold the fresh notebooks, touching only what differs; returns their paths.
+
+    What somebody has written is kept: a notebook that no build wrote is not removed, and one that was changed since
+    is moved aside before the fresh one takes its place.
+    """
+    place = hashlib.sha256(str(release.resolve()).encode()).hexdigest()[:16]
+    record = ROOT / "_build" / "built" / f"{place}.json"
+    built = json.loads(record.read_text()) if record.is_file() else {}
+    wanted = {str(path.relative_to(fresh)) for path in fresh.glob("*/*.ipynb")}
+    for name in sorted(wanted):
         target = release / name
-        if not target.is_file() or not filecmp.cmp(fresh / name, target, shallow=False):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(fresh / name, target)
-    for old in _stray(release, wanted):
-        old.unlink()
+        if target.is_file() and filecmp.cmp(fresh / name, target, shallow=False):
+            continue
+        if target.is_file() and _digest(target) != built.get(name):
+            print(f"{target} was changed by hand; it is now {_move_aside(target)}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(fresh / name, target)
+    for path in release.glob("*/*.ipynb"):
+        name = str(path.relative_to(release))
+        if name not in wanted and _digest(path) == built.get(name):
+            path.unlink()
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps({name: _digest(release / name) for name in sorted(wanted)}))
+    return [release / name for name in sorted(wanted)]
 
 
-def _stray(release: Path, wanted: set[Path]) -> Iterator[Path]:
-    yield from (
-        path for path in release.glob("*/*.ipynb") if path.relative_to(release) not in wanted
-    )
+def _move_aside(path: Path) -> Path:
+    for number in itertools.count(1):
+        aside = path.with_name(f"{path.stem}{MINE}{number}.ipynb")
+        if not aside.exists():
+            return path.rename(aside)
+    raise AssertionError("unreachable")
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,20 +1,39 @@
-"""Mathematics on the pages nbgrader makes, as MathML: browsers draw it without a script from elsewhere."""
+"""Markdown on the pages nbgrader makes: mathematics as MathML, which needs no script, and nothing that runs.
+
+A learner's Markdown is shown in feedback, and in the form grader, whose page may do on the Jupyter server whatever
+the instructor may.
+"""
 
 import html
 from xml.etree import ElementTree
 
+import bleach
 from latex2mathml.converter import convert_to_element
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 __all__ = ["markdown_to_html"]
 
+HARMLESS = """
+    a b blockquote br code dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i kbd li ol p pre s span strong sub summary
+    sup table tbody td th thead tr u ul
+    math menclose mfrac mi mmultiscripts mn mo mover mpadded mphantom mprescripts mroot mrow ms mspace msqrt mstyle
+    msub msubsup msup mtable mtd mtext mtr munder munderover none
+"""
+TAGS = frozenset(HARMLESS.split())
 # What \href, \style, \class and \cssId set.
 ACTIVE = {"class", "href", "id", "style"}
 
 
 def markdown_to_html(source: str) -> str:
-    """A Markdown cell as HTML. What is no LaTeX stays as it was written."""
-    return MarkdownWithMath(renderer=_Renderer(escape=False)).render(source)
+    """A Markdown cell as HTML: no scripts, no pictures from elsewhere. What is no LaTeX stays as it was written."""
+    page = MarkdownWithMath(renderer=_Renderer(escape=False)).render(source)
+    return bleach.clean(page, tags=TAGS, attributes=_may_stay, strip=True)
+
+
+def _may_stay(tag: str, attribute: str, value: str) -> bool:
+    if tag.startswith("m"):
+        return attribute not in ACTIVE and not attribute.startswith("on")
+    return (tag == "a" and attribute in ("href", "title")) or attribute == "align"
 
 
 class _Renderer(IPythonRenderer):

@@ -18,7 +18,6 @@ from pathlib import Path
 import yaml
 from jupyter_cache import get_cache
 from jupyter_cache.executors import load_executor
-from jupyter_client.connect import ConnectionFileMixin
 
 ROOT = Path(__file__).resolve().parents[2]
 READER = {"name": "myst_nb_md", "type": "plugin"}
@@ -66,8 +65,6 @@ def main() -> int:
         cache.add_nb_to_project(page, read_data=READER)
     logger = logging.getLogger("jupyter_cache")
     logger.setLevel(logging.ERROR)  # a page that raises is printed below
-    # Kernels talk over sockets of this user's own. Over TCP anybody on the machine could listen, and each warns of it.
-    ConnectionFileMixin.transport.default_value = "ipc"
     executor = load_executor("local-parallel", cache, logger=logger)
     started = time.monotonic()
     result = executor.run_and_cache(filter_uris=pages, timeout=config["timeout"])

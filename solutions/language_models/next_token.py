@@ -9,9 +9,9 @@
 # loop that generates · **Minutes** 90 · **Points** 20 · **Difficulty** ●○○ · **Before this**
 # [What is a language model?](../../book/language_models/what_is_a_language_model.md)
 #
-# Run a cell with Shift+Enter. Write your answers where it says `YOUR CODE HERE`, then run the tests below them:
-# a failing test says what it expected, what came, and which mistake usually does that. More tests, on other inputs,
-# run when your notebook is graded.
+# Run a cell with Shift+Enter. Write your answers where it says `YOUR CODE HERE`, then run the tests below them.
+# A test that passes is silent; one that fails says what it expected, what came, and which mistake usually does that.
+# More tests, on other inputs, run when your notebook is graded.
 
 # %%
 import math

@@ -8,9 +8,9 @@
 # **You build** a byte-level BPE tokenizer: training, encoding, decoding, streaming · **Minutes** 120 ·
 # **Points** 20 · **Difficulty** ●●○ · **Before this** [Tokens](../../book/language_models/tokens.md)
 #
-# Run a cell with Shift+Enter. Write your answers where it says `YOUR CODE HERE`, then run the tests below them:
-# a failing test says what it expected, what came, and which mistake usually does that. More tests, on other inputs,
-# run when your notebook is graded. Plain Python and `re` are all you need.
+# Run a cell with Shift+Enter. Write your answers where it says `YOUR CODE HERE`, then run the tests below them.
+# A test that passes is silent; one that fails says what it expected, what came, and which mistake usually does that.
+# More tests, on other inputs, run when your notebook is graded. Plain Python and `re` are all you need.
 
 # %%
 import codecs

@@ -10,9 +10,9 @@
 # over distance · **Minutes** 75 · **Points** 19 · **Difficulty** ●●○ ·
 # **Before this** [Recurrence](../../book/transformer/recurrence.md)
 #
-# Run a cell with Shift+Enter. Write your answers where it says `YOUR CODE HERE`, then run the tests below them:
-# a failing test says what it expected, what came, and which mistake usually does that. More tests, on other inputs,
-# run when your notebook is graded.
+# Run a cell with Shift+Enter. Write your answers where it says `YOUR CODE HERE`, then run the tests below them.
+# A test that passes is silent; one that fails says what it expected, what came, and which mistake usually does that.
+# More tests, on other inputs, run when your notebook is graded.
 
 # %%
 import math

@@ -38,7 +38,9 @@ def test_the_same_sources_give_the_same_bytes(twice):
 def test_the_committed_notebooks_are_what_a_build_gives(twice):
     fresh = {str(p.relative_to(twice[0])): p.read_bytes() for p in twice[0].glob("*/*")}
     committed = {
-        str(p.relative_to(build.RELEASED)): p.read_bytes() for p in build.RELEASED.glob("*/*.ipynb")
+        str(p.relative_to(build.RELEASED)): p.read_bytes()
+        for p in build.RELEASED.glob("*/*.ipynb")
+        if build.MINE not in p.name
     }
     assert committed == fresh
 
@@ -133,3 +135,25 @@ def test_the_exercises_of_two_eras_are_there():
         "transformer/block",
     }
     assert (ROOT / "exercises").is_dir()
+
+
+def test_what_somebody_wrote_into_a_released_notebook_is_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    fresh, release = tmp_path / "fresh", tmp_path / "exercises"
+    (fresh / "era").mkdir(parents=True)
+    (fresh / "era" / "one.ipynb").write_text("first")
+    (fresh / "era" / "two.ipynb").write_text("first")
+    build._mirror(fresh, release)
+    (release / "era" / "own.ipynb").write_text("a learner's notebook")
+    (release / "era" / "one.ipynb").write_text("a learner's answers")
+    (fresh / "era" / "one.ipynb").write_text("second")
+    (fresh / "era" / "two.ipynb").unlink()
+    build._mirror(fresh, release)
+    build._mirror(fresh, release)
+    found = {path.name: path.read_text() for path in (release / "era").iterdir()}
+    assert found == {
+        "one.ipynb": "second",
+        "one-mine-1.ipynb": "a learner's answers",
+        "own.ipynb": "a learner's notebook",
+    }
+    assert "one-mine-1.ipynb" in capsys.readouterr().out

@@ -59,3 +59,45 @@ def test_a_formula_cannot_carry_anything_that_runs(latex):
     for tag, attributes in tags:
         assert tag.startswith("m") or tag in ("p", "code")
         assert not attributes.keys() & {"href", "style", "onclick", "onerror", "src"}
+
+
+@pytest.mark.parametrize(
+    "markdown",
+    [
+        "<img src=nowhere onerror=alert(1)>",
+        "<script>alert(1)</script>",
+        "[click](javascript:alert(1))",
+        "![a picture](https://elsewhere/pixel.png)",
+        "<a href='x' onclick='alert(1)'>y</a>",
+        "<math><mi onclick=alert(1) href='javascript:alert(1)'>x</mi></math>",
+        "<svg onload=alert(1)>",
+        "<style>* { display: none }</style>",
+    ],
+)
+def test_markdown_cannot_carry_anything_that_runs_or_loads(markdown):
+    page = markdown_to_html(f"so\n\n{markdown}\n\nand *so* on")
+    assert "<em>so</em>" in page
+    for word in (
+        "onerror",
+        "onclick",
+        "onload",
+        "<script",
+        "javascript:",
+        "<img",
+        "<style",
+        "<svg",
+    ):
+        assert word not in page
+
+
+def test_tables_lists_code_and_links_stay():
+    page = markdown_to_html(
+        "| a | b |\n| - | - |\n| 1 | `x < y` |\n\n1. one\n\n[page](../book/page.md)"
+    )
+    for piece in (
+        "<td>1</td>",
+        "<code>x &lt; y</code>",
+        "<li>one</li>",
+        '<a href="../book/page.md">',
+    ):
+        assert piece in page

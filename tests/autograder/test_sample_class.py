@@ -1,11 +1,16 @@
 """The sample class as `make` graded it: every score is the one written down, and feedback holds what it should."""
 
 import csv
+import html
 import re
 from pathlib import Path
 
 import pytest
+from nbconvert.exporters import HTMLExporter
+from nbgrader.server_extensions.formgrader.handlers import template_path
+from traitlets.config import Config
 
+from autograder.build import course_config
 from autograder.classes import ClassFolder, scores
 from autograder.misconceptions import misconceptions
 from autograder.sample_class.make import STUDENTS
@@ -94,6 +99,25 @@ def test_no_feedback_holds_a_hidden_test_or_anything_that_runs(student):
         assert len(page) < 3_000_000
 
 
+@pytest.mark.parametrize("student", ["right-1", "hostile-script"])
+def test_the_form_grader_shows_a_submission_and_runs_nothing_of_it(student):
+    config = Config()
+    config.HTMLExporter.template_name = "formgrade"
+    config.HTMLExporter.extra_template_basedirs = [template_path]
+    config.merge(course_config())  # as nbgrader does it: the course has the last word
+    exporter = HTMLExporter(config=config)
+    for exercise in EXERCISES:
+        where = {"index": 0, "total": 1, "base_url": "/formgrader", "student": student}
+        where |= {"assignment_id": exercise.era, "notebook_id": exercise.name, "submission_id": "1"}
+        where |= {"last_name": None, "first_name": None, "notebook_path": "", "filename": ""}
+        notebook = CLASS.autograded / student / exercise.era / f"{exercise.name}.ipynb"
+        page, _ = exporter.from_filename(str(notebook), resources=where)
+        assert page.count('class="score tabbable"') == sum(c.points > 0 for c in exercise.cells)
+        assert "<math" in page
+        assert not re.search(r"<[^>]*onerror", page)
+        assert not re.search(r"<script[^>]*>[^<]*document\.title", page)
+
+
 def test_nothing_was_written_outside():
     assert not list(Path("/tmp").glob("left-behind"))
 
@@ -104,8 +128,6 @@ def _feedback(student, exercise):
 
 def _text(page):
     """What a reader sees, without tags, with white space squeezed."""
-    import html
-
     return _squeezed(html.unescape(re.sub(r"<[^>]+>", "", page)))
 
 

@@ -15,7 +15,7 @@ from lab.training import text_batches, token_loss, train
 
 ORDER = 8
 LENGTH = 96  # characters that the Transformer sees at once
-STEPS, BATCH_SIZE = 4000, 16
+STEPS, BATCH_SIZE = 7000, 16
 DECODINGS = {
     "greedy": {"temperature": 0.0},
     "temperature 0.7": {"temperature": 0.7},
