@@ -1,5 +1,8 @@
 """LAB_DEVICE decides, and a wish that cannot be granted is refused with what to do."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -36,3 +39,9 @@ def test_a_named_generator_repeats_and_differs_from_others():
     draws = [torch.rand(4, generator=lab.generator(seed)) for seed in ("a", "a", "b", 0, 1)]
     assert torch.equal(draws[0], draws[1])
     assert len({tuple(draw.tolist()) for draw in draws}) == 4
+
+
+def test_a_notebook_computes_with_one_thread():
+    code = "import torch, lab; print(torch.get_num_threads())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
