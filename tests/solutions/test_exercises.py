@@ -1,8 +1,9 @@
 """Every exercise: its reference passes, every misconception fails, every other right style passes."""
 
 import pytest
+import torch
 
-from autograder.loader import load, run_cell
+from autograder.loader import load, reference, run_cell
 from autograder.misconceptions import misconceptions, wrong_part
 from autograder.sample_class.styles import styles
 from autograder.source import exercise_paths, read_exercise
@@ -28,11 +29,24 @@ def failing_tests(exercise, replaced=None):
     return failed
 
 
+@pytest.fixture(params=["cpu", "cuda"])
+def on_each_device(request, monkeypatch):
+    """The answers and tests on this device; the reference is loaded anew, for it keeps the device it was loaded on."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no GPU here")
+    monkeypatch.setenv("LAB_DEVICE", request.param)
+    reference.cache_clear()
+    yield
+    reference.cache_clear()
+
+
+@pytest.mark.usefixtures("on_each_device")
 @pytest.mark.parametrize("exercise", EXERCISES, ids=named)
 def test_reference_passes_every_test(exercise):
     assert failing_tests(exercise) == {}
 
 
+@pytest.mark.usefixtures("on_each_device")
 @pytest.mark.parametrize("exercise", EXERCISES, ids=named)
 def test_visible_part_of_each_test_passes_alone(exercise):
     answers = load(exercise)
