@@ -21,9 +21,8 @@ def inputs(name: str) -> torch.Generator:
 def gradients(model: nn.Module) -> dict[str, Tensor | None]:
     """The gradient of each parameter, by name, with one question to the answer instead of one for each step of a path.
 
-    A parameter that is missing, or that no gradient has reached, has ``None``.
+    A parameter that no gradient has reached has ``None``, as a buffer has.
     """
-    with (
-        torch.no_grad()
-    ):  # so that the parameters arrive with their gradients, not as part of a graph
+    # Without gradients on, parameters arrive with the ones they hold, not as part of a graph.
+    with torch.no_grad():
         return {name: value.grad for name, value in model.state_dict(keep_vars=True).items()}

@@ -53,8 +53,6 @@ def _mathml(latex: str, display: str) -> str:
     except Exception:  # whatever a learner wrote between two dollars
         return f"<code>{html.escape(latex)}</code>"
     for element in root.iter():
-        for name in ACTIVE & element.attrib.keys():
-            del element.attrib[name]
         # The converter writes characters as entities, and a learner's text as it is: here each becomes text again,
         # and is escaped once, below.
         element.text = html.unescape(element.text or "")
