@@ -6,7 +6,6 @@ import nbgrader
 from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor
 from nbgrader.preprocessors import (
     AssignLatePenalties,
-    CheckCellMetadata,
     GetGrades,
     IgnorePattern,
     LimitOutput,
@@ -26,14 +25,15 @@ c.CourseDirectory.release_directory = "exercises"
 
 c.ClearSolutions.enforce_metadata = True
 
-c.Autograde.sanitize_preprocessors = [Rebuild, CheckCellMetadata]
+# Rebuild takes every cell's metadata from the instructor's notebook, where generate_assignment has checked them.
+# nbgrader's CheckCellMetadata would find the same again, twice for each submission, in a third of its bookkeeping.
+c.Autograde.sanitize_preprocessors = [Rebuild]
 c.Autograde.autograde_preprocessors = [
     SplitGrade,
     IgnorePattern,
     LimitOutput,
     SaveAutoGrades,
     AssignLatePenalties,
-    CheckCellMetadata,
 ]
 
 c.GenerateFeedback.preprocessors = [

@@ -32,7 +32,7 @@ from autograder.source import (
     read_exercise,
 )
 from autograder.split import zygote
-from autograder.split.learner import given_classes
+from autograder.split.learner import given_classes, seed_torch
 from autograder.split.peer import Peer, PeerGone, PeerTimeout, StandIn
 from autograder.split.values import ProtocolError
 from lab import check
@@ -280,7 +280,7 @@ def _namespace(exercise: Exercise, base: dict, learner: Learner, seconds: float)
     if type(found) is not dict:
         raise ProtocolError("the notebook interferes with the process that runs it")
     # What a test draws from the global generators of this process is repeatable too.
-    torch.manual_seed(0)
+    seed_torch()
     # A name that is missing is missed by the test, which says which.
     return dict(base) | {name: found[name] for name in names if name in found}
 

@@ -4,6 +4,7 @@ What is graded is always the instructor's notebook. From a submission only two t
 the answer cells, and the learner's own cells. Points, tests, ids, order and tags are never the learner's.
 """
 
+import copy
 import dataclasses
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_notebook
 
 from autograder.source import Cell, Exercise
 
@@ -62,8 +63,9 @@ class Submission:
 
 def source_notebook(exercise: Exercise) -> NotebookNode:
     """The exercise as an nbgrader source notebook (metadata schema 3), without outputs."""
-    cells = [_source_cell(cell, cell_id) for cell_id, cell in cell_ids(exercise).items()]
-    return new_notebook(cells=cells, metadata=json.loads(json.dumps(METADATA)))
+    notebook = new_notebook(metadata=copy.deepcopy(METADATA))
+    notebook.cells = [_source_cell(cell, cell_id) for cell_id, cell in cell_ids(exercise).items()]
+    return notebook
 
 
 def cell_ids(exercise: Exercise) -> dict[str, Cell]:
@@ -136,8 +138,7 @@ def rebuilt_notebook(exercise: Exercise, submission: Submission) -> NotebookNode
         for after, kind, text in own:
             if after == cell_id:
                 number += 1
-                make = new_code_cell if kind == "code" else new_markdown_cell
-                cells.append(make(text, id=f"own-{number}"))
+                cells.append(_new_cell(kind, text, f"own-{number}"))
     notebook.cells = cells
     return notebook
 
@@ -157,10 +158,10 @@ def graded_cells(notebook: NotebookNode, exercise: Exercise) -> list[dict]:
 
 
 def _source_cell(cell: Cell, cell_id: str) -> NotebookNode:
-    make = new_markdown_cell if cell.kind in ("text", "written") else new_code_cell
-    written = make(cell.source, id=cell_id)
+    kind = "markdown" if cell.kind in ("text", "written") else "code"
+    written = _new_cell(kind, cell.source, cell_id)
     if cell.kind == "experiment":
-        written.metadata.update({"experiment": True, "tags": EXPERIMENT_TAGS})
+        written.metadata.update({"experiment": True, "tags": list(EXPERIMENT_TAGS)})
         return written
     graded = cell.kind in ("test", "written")
     written.metadata["nbgrader"] = {
@@ -172,6 +173,14 @@ def _source_cell(cell: Cell, cell_id: str) -> NotebookNode:
         "task": False,
     } | ({"points": cell.points} if graded else {})
     return written
+
+
+def _new_cell(kind: str, text: str, cell_id: str) -> NotebookNode:
+    """As nbformat makes a cell, but validated with the whole notebook when it is written, and not alone before."""
+    cell = NotebookNode(id=cell_id, cell_type=kind, metadata=NotebookNode(), source=text)
+    if kind == "code":
+        cell.update(execution_count=None, outputs=[])
+    return cell
 
 
 def _blank(cell: NotebookNode, exercise: Exercise) -> str:

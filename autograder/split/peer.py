@@ -8,6 +8,7 @@ whose backward pass asks for it.
 
 import builtins
 import functools
+import operator
 import socket
 import time
 import types
@@ -24,6 +25,7 @@ from autograder.split.values import (
     Encoder,
     ProtocolError,
     pack,
+    raw_bytes,
     unpack_header,
     unpack_payload,
 )
@@ -198,7 +200,13 @@ class Peer:
         self._received = bytearray()
 
     def ask(
-        self, op: str, target: object = None, *, name: str = "", args: tuple = (), kwargs: dict
+        self,
+        op: str,
+        target: StandIn | None = None,
+        *,
+        name: str = "",
+        args: tuple = (),
+        kwargs: dict,
     ) -> Any:
         """Has the other side do something and returns what comes of it.
 
@@ -212,7 +220,7 @@ class Peer:
         encoder = self._encoder(graph)
         request = {
             "op": op,
-            "on": encoder.encode(target),
+            "on": None if target is None else {"h": self._handle_of(target)},
             "name": name,
             "args": encoder.encode(args),
             "kwargs": encoder.encode(kwargs),
@@ -300,7 +308,7 @@ class Peer:
         target = decoder.decode(message.get("on"))
         args = decoder.decode(message.get("args"))
         kwargs = decoder.decode(message.get("kwargs"))
-        before = [_fingerprint(value) for value in decoder.shared]
+        before = [_snapshot(value) for value in decoder.shared]
         with torch.set_grad_enabled(graph):
             value = self._do(message, target, args, kwargs)
             if message["op"] in ("call", "method", "service"):
@@ -340,9 +348,7 @@ class Peer:
     ) -> tuple[dict, Encoder]:
         encoder = self._encoder(graph)
         reply: dict = {}
-        changed = [
-            i for i, shared in enumerate(decoder.shared) if _fingerprint(shared) != before[i]
-        ]
+        changed = [i for i, shared in enumerate(decoder.shared) if _changed(shared, before[i])]
         if changed:
             reply["changed"] = [[i, encoder.encode(_fresh(decoder.shared[i]))] for i in changed]
             encoder.in_call.clear()
@@ -503,28 +509,29 @@ def _replace(value: Any, replaced: dict[int, Tensor]) -> Any:
     return value
 
 
-def _fingerprint(value: Any) -> Any:
-    """Something that changes when the value is changed in place."""
+def _snapshot(value: Any) -> Any:
+    """What :func:`_changed` needs to tell whether the value was changed in place."""
     if isinstance(value, Tensor):
-        return (tuple(value.shape), _raw(value.detach()))
+        return (value.shape, raw_bytes(value))
     if isinstance(value, torch.Generator):
         return value.get_state().numpy().tobytes()
     if type(value) is list:
-        return [_item(part) for part in value]
+        return value.copy()
     if type(value) is dict:
-        return [(_item(key), _item(part)) for key, part in value.items()]
+        return list(value.items())
     return value.tobytes()
 
 
-def _item(value: Any) -> Any:
-    # Containers and tensors inside are shared values themselves and have fingerprints of their own.
-    plain = value is None or type(value) in (bool, int, float, str, bytes)
-    return (type(value).__name__, repr(value)) if plain else id(value)
-
-
-def _raw(tensor: Tensor) -> bytes:
-    flat = tensor.cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+def _changed(value: Any, before: Any) -> bool:
+    # Containers and tensors inside are shared values themselves and have snapshots of their own.
+    if type(value) is list:
+        return len(value) != len(before) or not all(map(operator.is_, value, before))
+    if type(value) is dict:
+        return len(value) != len(before) or any(
+            key is not old_key or item is not old_item
+            for (key, item), (old_key, old_item) in zip(value.items(), before, strict=True)
+        )
+    return _snapshot(value) != before
 
 
 def _fresh(value: Any) -> Any:

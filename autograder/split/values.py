@@ -11,20 +11,31 @@ A frame is ``<header length: u32> <buffers' length: u64> <header: JSON> <buffers
 import dataclasses
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Decoder", "Encoder", "ProtocolError", "pack", "unpack_header", "unpack_payload"]
+__all__ = [
+    "Decoder",
+    "Encoder",
+    "ProtocolError",
+    "pack",
+    "raw_bytes",
+    "unpack_header",
+    "unpack_payload",
+]
 
 MAX_HEADER = 16 << 20
 MAX_BUFFERS = 1 << 28
 MAX_DEPTH = 64
 MAX_NODES = 1_000_000
 MAX_INT_BITS = 1 << 16
+MAX_PLAIN_INT = 1 << 53  # larger ones are written in hexadecimal
+
+SHORT = 64  # bytes that are written in hexadecimal, not in a buffer of their own
 
 HEAD = struct.Struct(">IQ")
 
@@ -37,6 +48,7 @@ DTYPES = {
     )
 }
 NUMPY_KINDS = "biufc"
+THEMSELVES = frozenset({type(None), bool, int, str})
 
 
 class ProtocolError(Exception):
@@ -99,7 +111,36 @@ def _check_sizes(header: int, buffers: int) -> None:
         )
 
 
-class Encoder:
+def _stand_for_themselves(items: Collection) -> bool:
+    """Whether each is written in JSON as it is: what is true of tokens and texts by the thousand."""
+    kinds = set(map(type, items))
+    if not kinds <= THEMSELVES:
+        return False
+    return int not in kinds or max(abs(item) for item in items if type(item) is int) < MAX_PLAIN_INT
+
+
+def raw_bytes(tensor: Tensor) -> bytes:
+    """A tensor's numbers in row-major order, wherever and however it holds them."""
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.dtype is torch.bfloat16:  # which numpy does not have
+        tensor = tensor.contiguous().view(torch.int16)
+    return tensor.numpy(force=True).tobytes()
+
+
+class _Counted:
+    """Bounds how many values one message holds, and how deeply they are nested."""
+
+    def __init__(self) -> None:
+        self._nodes = 0
+
+    def _count(self, values: int, depth: int) -> None:
+        self._nodes += values
+        if depth > MAX_DEPTH or self._nodes > MAX_NODES:
+            raise ProtocolError("a value is nested too deeply or holds too many values")
+
+
+class Encoder(_Counted):
     """Writes values into one message.
 
     Args:
@@ -118,6 +159,7 @@ class Encoder:
     def __init__(
         self, handle_of: Callable[[object], list], *, graph: bool, classes: Mapping[str, type]
     ) -> None:
+        super().__init__()
         self.handle_of = handle_of
         self.graph = graph
         self.classes = classes
@@ -125,7 +167,6 @@ class Encoder:
         self.shared: list[object] = []
         self.in_call: list[Tensor] = []
         self._seen: dict[int, int] = {}
-        self._nodes = 0
 
     def encode(self, value: object, depth: int = 0) -> Any:
         """The JSON form of a value.
@@ -133,9 +174,7 @@ class Encoder:
         Raises:
             ProtocolError: it is nested too deeply or holds too many values.
         """
-        self._nodes += 1
-        if depth > MAX_DEPTH or self._nodes > MAX_NODES:
-            raise ProtocolError("a value is nested too deeply or holds too many values")
+        self._count(1, depth)
         if value is None or value is True or value is False:
             return value
         kind = type(value)
@@ -145,6 +184,8 @@ class Encoder:
             return {"f": value.hex()}
         if issubclass(kind, str):
             return str.__str__(value)
+        if kind is bytes and len(value) <= SHORT:
+            return {"x": value.hex()}
         if id(value) in self._seen:
             return {"r": self._seen[id(value)]}
         plain = self._plain(value, kind, depth)
@@ -157,19 +198,21 @@ class Encoder:
             return self._record(value, kind, depth)
         if isinstance(value, list):
             self._share(value)
-            return {"l": [self.encode(item, depth + 1) for item in value]}
+            return {"l": self._all(value, depth)}
         if isinstance(value, tuple):
-            return {"t": [self.encode(item, depth + 1) for item in value]}
+            return {"t": self._all(value, depth)}
         if isinstance(value, dict):
             self._share(value)
-            return {
-                "d": [
-                    [self.encode(k, depth + 1), self.encode(v, depth + 1)] for k, v in value.items()
-                ]
-            }
+            return {"d": [self._all(value.keys(), depth), self._all(value.values(), depth)]}
         if kind in (set, frozenset):
-            return {"s": [self.encode(item, depth + 1) for item in value]}
+            return {"s": self._all(value, depth)}
         return self._rare(value, kind, depth)
+
+    def _all(self, items: Collection, depth: int) -> list:
+        if _stand_for_themselves(items):
+            self._count(len(items), depth)
+            return list(items)
+        return [self.encode(item, depth + 1) for item in items]
 
     def _rare(self, value: Any, kind: type, depth: int) -> dict | None:
         if kind in (bytes, bytearray, memoryview):
@@ -189,11 +232,7 @@ class Encoder:
         if kind is torch.device:
             return {"dv": str(value)}
         if kind in (slice, range):
-            return {
-                kind.__name__: [
-                    self.encode(x, depth + 1) for x in (value.start, value.stop, value.step)
-                ]
-            }
+            return {kind.__name__: self._all((value.start, value.stop, value.step), depth)}
         if value is Ellipsis:
             return {"e": 0}
         if isinstance(value, int):
@@ -209,7 +248,7 @@ class Encoder:
         }
 
     def _int(self, value: int) -> int | dict:
-        if abs(value) < 1 << 53:
+        if abs(value) < MAX_PLAIN_INT:
             return value
         if value.bit_length() > MAX_INT_BITS:
             raise ProtocolError("an integer is too large")
@@ -217,18 +256,13 @@ class Encoder:
 
     def _tensor(self, value: Tensor) -> dict:
         self._share(value)
-        data = value.detach()
-        if data.layout is not torch.strided:
-            data = data.to_dense()
-        data = data.cpu().resolve_conj().resolve_neg().contiguous()
-        dtype = str(data.dtype).removeprefix("torch.")
+        dtype = str(value.dtype).removeprefix("torch.")
         if dtype not in DTYPES:
             raise ProtocolError(f"a tensor of dtype {dtype} cannot cross")
-        raw = data.reshape(-1).view(torch.uint8).numpy().tobytes() if data.numel() else b""
         written: dict[str, Any] = {
             "dtype": dtype,
-            "shape": list(data.shape),
-            "data": self._buffer(raw),
+            "shape": list(value.shape),
+            "data": self._buffer(raw_bytes(value)),
             "device": value.device.type,
         }
         if value.requires_grad:
@@ -248,7 +282,7 @@ class Encoder:
         self.shared.append(value)
 
 
-class Decoder:
+class Decoder(_Counted):
     """Rebuilds the values of one message.
 
     Args:
@@ -270,13 +304,13 @@ class Decoder:
         graph: bool,
         classes: Mapping[str, type],
     ) -> None:
+        super().__init__()
         self.buffers = buffers
         self.object_of = object_of
         self.graph = graph
         self.classes = classes
         self.shared: list[object] = []
         self.leaves: list[Tensor] = []
-        self._nodes = 0
 
     def decode(self, written: Any, depth: int = 0) -> Any:
         """The value behind a JSON form.
@@ -284,9 +318,7 @@ class Decoder:
         Raises:
             ProtocolError: it is not one that :class:`Encoder` writes, or is too large.
         """
-        self._nodes += 1
-        if depth > MAX_DEPTH or self._nodes > MAX_NODES:
-            raise ProtocolError("a value is nested too deeply or holds too many values")
+        self._count(1, depth)
         if written is None or isinstance(written, bool | str):
             return written
         if type(written) is int:
@@ -307,6 +339,9 @@ class Decoder:
     def _all(self, items: list, depth: int) -> list:
         if type(items) is not list:
             raise ProtocolError("not a list")
+        if THEMSELVES.issuperset(map(type, items)):
+            self._count(len(items), depth)
+            return items
         return [self.decode(item, depth) for item in items]
 
     def _read_f(self, body: str, depth: int) -> float:
@@ -324,6 +359,9 @@ class Decoder:
     def _read_b(self, body: int, depth: int) -> bytes:
         return bytes(self._buffer(body))
 
+    def _read_x(self, body: str, depth: int) -> bytes:
+        return bytes.fromhex(body)
+
     def _read_l(self, body: list, depth: int) -> list:
         values: list = []
         self.shared.append(values)
@@ -336,8 +374,8 @@ class Decoder:
     def _read_d(self, body: list, depth: int) -> dict:
         values: dict = {}
         self.shared.append(values)
-        for key, value in body:
-            values[self.decode(key, depth)] = self.decode(value, depth)
+        keys, items = body
+        values.update(zip(self._all(keys, depth), self._all(items, depth), strict=True))
         return values
 
     def _read_s(self, body: list, depth: int) -> set:

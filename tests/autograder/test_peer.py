@@ -261,7 +261,7 @@ def test_what_is_forgotten_is_freed(answers):
 
 def test_a_forged_handle_is_refused(answers):
     message, _ = (
-        {"op": "call", "on": {"h": ["theirs", 999]}, "args": {"t": []}, "kwargs": {"d": []}},
+        {"op": "call", "on": {"h": ["theirs", 999]}, "args": {"t": []}, "kwargs": {"d": [[], []]}},
         None,
     )
     answers.peer._send(message, [])
