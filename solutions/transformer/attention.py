@@ -700,7 +700,7 @@ fig, ax = plt.subplots()
 ax.semilogx(range(1, STEPS + 1), accuracies, label="one layer of attention")
 ax.axhline(1 / SYMBOLS, color="C1", linestyle="--", label="guessing")
 ax.set(xlabel="step", ylabel="accuracy on its batch", ylim=(0, 1.02))
-ax.legend()
+ax.legend(loc="center right")
 figures.show(
     fig,
     alt=f"Accuracy of looking up a value rises from {accuracies[0]:.2f} to "

@@ -1,5 +1,6 @@
 """Perplexity per character, on plays not seen in training, of models that count (n-grams up to order 8)
-and of a small Transformer; and the text that the Transformer writes under six ways to decode."""
+and of a small Transformer after trainings of several lengths; and the text that it writes, after the longest,
+under six ways to decode."""
 
 import functools
 import math
@@ -15,7 +16,8 @@ from lab.training import text_batches, token_loss, train
 
 ORDER = 8
 LENGTH = 96  # characters that the Transformer sees at once
-STEPS, BATCH_SIZE = 7000, 16
+# Every length is trained from the start, with a learning rate that falls to its end, and every result is shown.
+STEPS, BATCH_SIZE = (1000, 2000, 4000, 8000), 16
 DECODINGS = {
     "greedy": {"temperature": 0.0},
     "temperature 0.7": {"temperature": 0.7},
@@ -106,7 +108,7 @@ def nats(probabilities: np.ndarray) -> list[float]:
     return (-np.log(probabilities).mean(axis=1)).tolist()
 
 
-def train_transformer(seed: int, steps: int = STEPS, **options) -> tuple[nn.Module, list[float]]:
+def train_transformer(seed: int, steps: int, **options) -> tuple[nn.Module, list[float]]:
     """A small Transformer on the training plays, and its loss at each step."""
     rng = generator(seed)
     model = CausalTransformer(len(alphabet()), 64, 4, 3, LENGTH, generator=rng).to(device())
@@ -181,7 +183,10 @@ def measure(seed: int) -> dict:
     """Everything for one seed. Counting has no seed: its numbers must come out the same each time."""
     test = encode(data.text("test"))
     counted = NGramModel(encode(data.text("train")), len(alphabet()), ORDER)
-    model, losses = train_transformer(seed)
+    transformer = []
+    for steps in STEPS:
+        model, losses = train_transformer(seed, steps)
+        transformer.append(transformer_nats(model, test))
     prompts = prompts_from(data.text("test"))
     start = torch.stack([torch.from_numpy(encode(prompt)) for prompt in prompts])
     decoded = {}
@@ -196,10 +201,10 @@ def measure(seed: int) -> dict:
     return {
         "n-gram nats": nats(counted.probabilities(test)),
         "n-gram unseen": [counted.unseen(test, n) for n in range(1, ORDER + 1)],
-        "transformer nats": transformer_nats(model, test),
+        "transformer nats": transformer,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "characters read": STEPS * BATCH_SIZE * LENGTH,
-        "losses": [round(float(np.mean(losses[i : i + 25])), 4) for i in range(0, STEPS, 25)],
+        "characters read": [steps * BATCH_SIZE * LENGTH for steps in STEPS],
+        "losses": [round(float(np.mean(losses[i : i + 25])), 4) for i in range(0, STEPS[-1], 25)],
         "decoded": decoded,
     }
 
