@@ -1,5 +1,6 @@
 """The command ``autograder``: build, check, grade, and the sample class."""
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -144,6 +145,65 @@ def scores(folder: Annotated[Path, typer.Argument(help="The class's folder.")] =
     from autograder.classes import ClassFolder
 
     show_scores(ClassFolder(folder))
+
+
+@app.command()
+def mutate(
+    exercises: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Which, as <era>/<exercise>; those changed since the last run if none."
+        ),
+    ] = None,
+    isolation: IsolationOption = "sandbox",
+) -> None:
+    """Change every answer in every small way and list the changes that no test notices."""
+    from autograder.mutation import is_recorded, record, try_all
+    from autograder.source import exercise_paths, read_exercise
+
+    every = {f"{path.parent.name}/{path.stem}": path for path in exercise_paths()}
+    if unknown := set(exercises or []) - every.keys():
+        raise FileNotFoundError(
+            f"There is no exercise {sorted(unknown)[0]}. There are: {', '.join(every)}."
+        )
+    clean = True
+    for name in exercises or every:
+        exercise = read_exercise(every[name])
+        if not exercises and is_recorded(exercise):
+            console.print(f"{name}: tried as it is")
+            continue
+        with _progress() as bar:
+            update = functools.partial(bar.update, bar.add_task(name))
+            found = try_all(
+                exercise, isolation, lambda done, total, to=update: to(completed=done, total=total)
+            )
+        _show_found(found)
+        clean &= found.clean
+        if found.clean:
+            record(exercise, found)
+    if not clean:
+        raise typer.Exit(1)
+
+
+def _show_found(found: "Found") -> None:
+    noticed = found.mutants - found.equivalent - len(found.unnoticed)
+    console.print(
+        f"  {found.mutants} changes: {noticed} noticed by a test, {found.equivalent} known to be equivalent, "
+        f"[{'red' if found.unnoticed else 'green'}]{len(found.unnoticed)} unnoticed[/]"
+    )
+    for mutant in found.unnoticed:
+        console.print(f"  [red]unnoticed[/] in {mutant.part}")
+        for mark, text in (("-", mutant.before), ("+", mutant.after)):
+            for line in text.splitlines():
+                console.print(f"    {mark} {escape(line)}", soft_wrap=True)
+    for listed in found.noticed_after_all:
+        console.print(
+            f"  [red]listed as equivalent in {listed.part}, but noticed or no change:[/] {escape(listed.after)}"
+        )
+    for listed, seed in found.different:
+        console.print(
+            f"  [red]listed as equivalent in {listed.part}, but different for seed {seed}:[/] {escape(listed.after)}"
+        )
 
 
 def show_scores(where: "ClassFolder") -> None:

@@ -38,7 +38,7 @@ from autograder.split.values import ProtocolError
 from lab import check
 from lab.check import CheckFailed
 
-__all__ = ["main"]
+__all__ = ["alike", "main"]
 
 # A learner's functions are called; what the examiner hands out may be called and stepped, never looked into.
 ALLOWED = frozenset({"backward", "call", "getitem", "iter", "len", "next"})
@@ -211,6 +211,42 @@ def prepare(exercise: Exercise, grader: Grader) -> dict:
         for mistake in misconceptions(exercise.era, exercise.name)
     }
     return {"seconds": seconds, "bank": bank}
+
+
+def notice(
+    exercise: Exercise, changes: list[dict], limits: dict[str, float], grader: Grader
+) -> list[str]:
+    """The first test that fails for each changed answer; ``""`` where none does.
+
+    Args:
+        exercise: the exercise.
+        changes: ``{"part": solution cell, "source": its text}``, one answer changed in each.
+        limits: seconds for each test.
+        grader: starts and kills learner processes.
+    """
+    base = _given_namespace(exercise)
+    noticed = []
+    for change in changes:
+        learner = Learner(
+            grader, _cells_with(exercise, change["part"], change["source"]), given_classes(base)
+        )
+        failed = (
+            cell.name
+            for cell in exercise.parts[change["part"]]
+            if not _run_test(exercise, cell, base, learner, limits[cell.name])["passed"]
+        )
+        noticed.append(next(failed, ""))
+        learner.close()
+    return noticed
+
+
+def _cells_with(exercise: Exercise, part: str, source: str) -> list[dict]:
+    """What a learner process runs of a notebook with the reference's answers, but for one part."""
+    return [
+        {"name": cell.name, "source": source if cell.name == part else cell.source}
+        for cell in exercise.cells
+        if cell.kind in ("given", "solution")
+    ]
 
 
 def _measure(exercise: Exercise) -> dict[str, float]:
@@ -422,14 +458,7 @@ def _surveys_of_mistake(
     exercise: Exercise, mistake: Misconception, base: dict, grader: Grader
 ) -> dict[str, list[tuple]]:
     """What a wrong answer of the bank gives in each test of its part."""
-    cells = [
-        {
-            "name": c.name,
-            "source": wrong_part(exercise, mistake) if c.name == mistake.part else c.source,
-        }
-        for c in exercise.cells
-        if c.kind in ("given", "solution")
-    ]
+    cells = _cells_with(exercise, mistake.part, wrong_part(exercise, mistake))
     wrong = Learner(grader, cells, given_classes(base))
     try:
         tests = exercise.parts[mistake.part]
@@ -451,7 +480,7 @@ def _name_misconceptions(
         if mistake.part == part:
             known = bank[mistake.name]
             explained.append(
-                (mistake, [n for n, trace in surveys.items() if trace and _same(trace, known[n])])
+                (mistake, [n for n, trace in surveys.items() if trace and alike(trace, known[n])])
             )
     for mistake, names in sorted(explained, key=lambda pair: -len(pair[1])):
         for name in names:
@@ -473,8 +502,8 @@ def _plain_trace(value: Any) -> Any:
     return value
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Two traces of answers are the same up to rounding."""
+def alike(one: Any, other: Any) -> bool:
+    """Whether what two answers gave is the same up to rounding."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         if one.shape != other.shape or one.dtype != other.dtype:
             return False
@@ -489,9 +518,9 @@ def _same(one: Any, other: Any) -> bool:
             or (one != one and other != other)
         )
     if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(_same(a, b) for a, b in zip(one, other, strict=True))
+        return len(one) == len(other) and all(alike(a, b) for a, b in zip(one, other, strict=True))
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
     if isinstance(one, np.ndarray):
         return one.shape == other.shape and np.allclose(
             one, other, rtol=1e-4, atol=1e-5, equal_nan=True
@@ -535,6 +564,8 @@ def start(channel: socket.socket, order: dict) -> None:
             prepared = prepare(exercise, grader)
             raw = base64.b64encode(pickle.dumps(prepared)).decode()
             grader.report({"seconds": prepared["seconds"], "prepared": raw})
+        elif job["do"] == "notice":
+            grader.report({"noticed": notice(exercise, job["changes"], job["limits"], grader)})
         else:
             grader.report(examine(exercise, job["cells"], job["limits"], grader))
     except Exception:

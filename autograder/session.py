@@ -88,6 +88,15 @@ class Session:
         job = {"do": "examine", "exercise": exercise, "cells": cells, "limits": limits}
         return self._run(job, seconds)
 
+    def notice(self, exercise: str, changes: list[dict], limits: dict[str, float]) -> list[str]:
+        """The first test that fails for each changed answer (:func:`autograder.examiner.notice`).
+
+        Raises:
+            GradingFailed: the grader itself failed.
+        """
+        job = {"do": "notice", "exercise": exercise, "changes": changes, "limits": limits}
+        return self._run(job, 120 + 10 * sum(limits.values()) * len(changes))["noticed"]
+
     def _run(self, job: dict, seconds: float) -> dict:
         raw = json.dumps(job).encode()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -1,12 +1,30 @@
-"""Wrong answers that learners really write: one file an exercise, one change of the reference each."""
+"""What is known of an exercise's possible answers: one file an exercise.
+
+``MISCONCEPTIONS`` are wrong answers that learners really write, one change of the reference each. ``EQUIVALENT``
+are changes which the mutation run makes (:mod:`autograder.mutation`) and no test can notice, because the answer
+stays right. ``EXAMPLES`` draws inputs for each part that has one of those, and calls the part with them.
+"""
 
 import importlib
-from collections.abc import Mapping
+import types
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+import torch
 
 from autograder.source import Exercise
 
-__all__ = ["Misconception", "misconceptions", "wrong_part"]
+__all__ = [
+    "Equivalent",
+    "Example",
+    "Misconception",
+    "equivalents",
+    "examples",
+    "misconceptions",
+    "wrong_part",
+]
+
+Example = Callable[[types.ModuleType, torch.Generator], object]
 
 
 @dataclass(frozen=True)
@@ -26,16 +44,46 @@ class Misconception:
     wrong: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Equivalent:
+    """A small change of the reference that leaves it right.
+
+    Attributes:
+        part: the solution cell.
+        before: the lines it changes, as ``ast.unparse`` writes them.
+        after: what stands there instead.
+        because: why nobody can tell the difference.
+    """
+
+    part: str
+    before: str
+    after: str
+    because: str
+
+
 def misconceptions(era: str, exercise: str) -> list[Misconception]:
     """The bank of an exercise; empty where there is none yet."""
+    return getattr(_bank(era, exercise), "MISCONCEPTIONS", [])
+
+
+def equivalents(era: str, exercise: str) -> list[Equivalent]:
+    """The changes of an exercise's answers that leave them right."""
+    return getattr(_bank(era, exercise), "EQUIVALENT", [])
+
+
+def examples(era: str, exercise: str) -> dict[str, Example]:
+    """For each part, what draws inputs for an answer and gives what the answer makes of them."""
+    return getattr(_bank(era, exercise), "EXAMPLES", {})
+
+
+def _bank(era: str, exercise: str) -> types.ModuleType | None:
     module_name = f"autograder.misconceptions.{era}.{exercise}"
     try:
-        module = importlib.import_module(module_name)
+        return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and module_name.startswith(error.name):
-            return []
+            return None
         raise
-    return module.MISCONCEPTIONS
 
 
 def wrong_part(exercise: Exercise, misconception: Misconception) -> str:

@@ -1217,6 +1217,11 @@ check.equal(
     because="The first stop token that is generated ends the text and is part of it; the one in the prompt does not.",
 )
 check.equal(
+    generate(counting, torch.tensor([5, 3]), lambda logits: logits.argmax(), 6, stop={8, 5}),
+    [5, 3, 4, 5],
+    because="stop may be a set, and a set finds no tensor in it, whatever its value: make the token an int first.",
+)
+check.equal(
     generate(counting, torch.tensor([7, 8]), lambda logits: logits.argmax(), 6, stop=[0]),
     [7, 8, 9, 0],
     because="0 is a token like any other, and often the one that ends a text.",
@@ -1317,7 +1322,7 @@ absent = [token for token in range(VOCAB) if token not in written]
 for place in (0, 3, 11):
     # Stop at a token that comes; others in the list never come, or stand in the prompt.
     compare(prompt, 12, stop=[*absent[:1], written[place]])
-    compare(prompt, 12, stop=(written[place], *absent[1:]))
+    compare(prompt, 12, stop={written[place], *absent[1:]})
 compare(prompt, 12, stop=absent)
 late = torch.cat([prompt, torch.tensor(written[:2], device=device)])
 compare(late, 8, stop=[int(late[-1]), int(late[0])])

@@ -337,7 +337,7 @@ def train_bpe(
         raise ValueError(f"vocab_size must be at least {vocab_size - num_merges}, got {vocab_size}")
     if len(set(special_tokens)) < len(special_tokens):
         raise ValueError("a special token is given twice")
-    if any(len(token.encode("utf-8")) < 2 for token in special_tokens):
+    if any(len(token.encode()) < 2 for token in special_tokens):
         raise ValueError(
             "a special token must have at least two bytes: one byte is a token already"
         )
@@ -346,7 +346,7 @@ def train_bpe(
     for piece in split_special(text, special_tokens):
         if piece not in special_tokens:
             pre_tokens.update(pre_tokenize(piece))
-    words = [tuple(bytes([b]) for b in pre_token.encode("utf-8")) for pre_token in pre_tokens]
+    words = [tuple(bytes([b]) for b in pre_token.encode()) for pre_token in pre_tokens]
     times = list(pre_tokens.values())
 
     counts = count_pairs(dict(zip(words, times, strict=True)))
@@ -372,7 +372,7 @@ def train_bpe(
 
     tokens = [bytes([b]) for b in range(256)]
     tokens += [left + right for left, right in merges]
-    tokens += [token.encode("utf-8") for token in special_tokens]
+    tokens += [token.encode() for token in special_tokens]
     return dict(enumerate(tokens)), merges
     ### END SOLUTION
 
@@ -599,18 +599,18 @@ def encode(
     ids = {token: id_ for id_, token in vocab.items()}
     ranks = {pair: rank for rank, pair in enumerate(merges)}
     for token in special_tokens:
-        if token.encode("utf-8") not in ids:
+        if token.encode() not in ids:
             raise ValueError(f"the special token {token!r} is not in the vocabulary")
 
     ids_of: dict[str, list[int]] = {}  # pre-tokens that have been seen
     encoded: list[int] = []
     for piece in split_special(text, special_tokens):
         if piece in special_tokens:
-            encoded.append(ids[piece.encode("utf-8")])
+            encoded.append(ids[piece.encode()])
             continue
         for pre_token in pre_tokenize(piece):
             if pre_token not in ids_of:
-                tokens = merge_by_rank(pre_token.encode("utf-8"), ranks)
+                tokens = merge_by_rank(pre_token.encode(), ranks)
                 ids_of[pre_token] = [ids[token] for token in tokens]
             encoded += ids_of[pre_token]
     return encoded

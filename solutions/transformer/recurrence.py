@@ -354,8 +354,9 @@ def lstm_cell(
     ### BEGIN SOLUTION
     hidden, inputs = h.shape[-1], x.shape[-1]
     if weight.shape != (4 * hidden, hidden + inputs):
-        expected = (4 * hidden, hidden + inputs)
-        raise ValueError(f"weight must be {expected}, got {tuple(weight.shape)}")
+        raise ValueError(
+            f"weight of shape {tuple(weight.shape)} for {hidden} units, {inputs} inputs"
+        )
     if bias.shape != (4 * hidden,):
         raise ValueError(f"bias must be {(4 * hidden,)}, got {tuple(bias.shape)}")
     if c.shape != h.shape:
@@ -430,8 +431,9 @@ for leading in [(), (2,), (2, 5)]:
         because="The cell state is right and the hidden state is not: h = o·tanh(c) with the new cell state.",
     )
 # As many inputs as hidden units: nothing can be told from the shapes now.
-x, h, c = (torch.randn(2, 3, generator=rng, dtype=torch.float64).to(device) for _ in range(3))
-weight = torch.randn(12, 6, generator=rng, dtype=torch.float64).to(device)
+x, h, c = (torch.randn(2, 6, generator=rng, dtype=torch.float64).to(device) for _ in range(3))
+weight = torch.randn(24, 12, generator=rng, dtype=torch.float64).to(device)
+bias = torch.randn(24, generator=rng, dtype=torch.float64).to(device)
 check.close(
     torch.stack(list(lstm_cell(x, h, c, weight, bias))),
     torch.stack(list(theirs.lstm_cell(x, h, c, weight, bias))),

@@ -1,6 +1,10 @@
 """Wrong answers to the exercise on the next token."""
 
-from autograder.misconceptions import Misconception
+from types import ModuleType
+
+import torch
+
+from autograder.misconceptions import Equivalent, Misconception
 
 SHIFT = "predictions, targets = logits[..., :-1, :], tokens[..., 1:]"
 MEAN = "nats = -log_probs.sum() / counts.sum()"
@@ -687,3 +691,192 @@ MISCONCEPTIONS = [
         wrong={"int(choose(logits))": "int(logits.argmax())"},
     ),
 ]
+
+EQUIVALENT = [
+    Equivalent(
+        part="likelihood",
+        before="predictions, targets = (logits[..., :-1, :], tokens[..., 1:])",
+        after="predictions, targets = (logits[..., :, :], tokens[..., 1:])",
+        because="gather takes the rows for which there are targets; the last, for which there is none, is left.",
+    ),
+    Equivalent(
+        part="likelihood",
+        before="return log_probs.gather(-1, targets[..., None])[..., 0].sum(dim=-1)",
+        after="return log_probs.gather(-1, targets[..., None])[..., -1].sum(dim=-1)",
+        because="The dimension has one entry: the first is the last.",
+    ),
+    Equivalent(
+        part="ngram",
+        before="if shorter not in self.totals:",
+        after="if False:",
+        because="Counts of 0 leave p as it is: (0 + alpha * p) / (0 + alpha).",
+    ),
+    Equivalent(
+        part="ngram",
+        before="break",
+        after="continue",
+        because="If a context was never seen, no longer one was.",
+    ),
+    Equivalent(
+        part="ngram",
+        before="context = tuple(context[max(0, len(context) - self.order + 1):])",
+        after="context = tuple(context[:])",
+        because="No context of order tokens or more is counted, so a longer one is cut at the first that was never seen.",
+    ),
+    Equivalent(
+        part="ngram",
+        before="context = tuple(context[max(0, len(context) - self.order + 1):])",
+        after="context = tuple(context[0:])",
+        because="No context of order tokens or more is counted, so a longer one is cut at the first that was never seen.",
+    ),
+    Equivalent(
+        part="ngram",
+        before="context = tuple(context[max(0, len(context) - self.order + 1):])",
+        after="context = tuple(context[max(0, len(context) - self.order - 1):])",
+        because="No context of order tokens or more is counted, so a longer one is cut at the first that was never seen.",
+    ),
+    Equivalent(
+        part="ngram",
+        before="context = tuple(context[max(0, len(context) - self.order + 1):])",
+        after="context = tuple(context[max(0, len(context) - self.order + 0):])",
+        because="No context of order tokens or more is counted, so a longer one is cut at the first that was never seen.",
+    ),
+    Equivalent(
+        part="ngram",
+        before="context = tokens[max(0, t - self.order + 1):t]",
+        after="context = tokens[:t]",
+        because="probability cuts the context itself.",
+    ),
+    Equivalent(
+        part="ngram",
+        before="context = tokens[max(0, t - self.order + 1):t]",
+        after="context = tokens[0:t]",
+        because="probability cuts the context itself.",
+    ),
+    Equivalent(
+        part="ngram",
+        before="context = tokens[max(0, t - self.order + 1):t]",
+        after="context = tokens[max(0, t - self.order - 1):t]",
+        because="probability cuts the context itself.",
+    ),
+    Equivalent(
+        part="ngram",
+        before="context = tokens[max(0, t - self.order + 1):t]",
+        after="context = tokens[max(0, t - self.order + 0):t]",
+        because="probability cuts the context itself.",
+    ),
+    Equivalent(
+        part="ngram",
+        before="for length in range(min(t, self.order - 1) + 1):",
+        after="for length in range(t + 1):",
+        because="The longer contexts are counted and never looked up.",
+    ),
+    Equivalent(
+        part="ngram",
+        before="for length in range(min(t, self.order - 1) + 1):",
+        after="for length in range(min(t, self.order + 1) + 1):",
+        because="The longer contexts are counted and never looked up.",
+    ),
+    Equivalent(
+        part="ngram",
+        before="for length in range(min(t, self.order - 1) + 1):",
+        after="for length in range(min(t, self.order - 0) + 1):",
+        because="The longer contexts are counted and never looked up.",
+    ),
+    Equivalent(
+        part="choose",
+        before="rows = probs.reshape(-1, probs.shape[-1]).cpu()",
+        after="rows = probs.reshape(-1, probs.shape[-1])",
+        because="On the CPU there is one device. On a GPU the tests notice it.",
+    ),
+    Equivalent(
+        part="choose",
+        before="return drawn.reshape(probs.shape[:-1]).to(probs.device)",
+        after="return drawn.reshape(probs.shape[:-1])",
+        because="On the CPU there is one device. On a GPU the tests notice it.",
+    ),
+    Equivalent(
+        part="truncate",
+        before="ranked, order = probs.sort(dim=-1, descending=True, stable=True)",
+        after="ranked, order = probs.sort(descending=True, stable=True)",
+        because="The last dimension is what sort takes by default.",
+    ),
+    Equivalent(
+        part="truncate",
+        before="order = probs.sort(dim=-1, descending=True, stable=True).indices",
+        after="order = probs.sort(descending=True, stable=True).indices",
+        because="The last dimension is what sort takes by default.",
+    ),
+    Equivalent(
+        part="truncate",
+        before="kept = torch.zeros_like(probs).scatter(-1, order[..., :k], 1.0)",
+        after="kept = torch.zeros_like(probs).scatter(-1, order[..., :k], 2.0)",
+        because="What is kept is divided by its sum: a common factor is lost.",
+    ),
+    Equivalent(
+        part="truncate",
+        before="return probs.clone()",
+        after="return probs",
+        because="The same numbers; nobody promised a copy.",
+    ),
+    Equivalent(
+        part="truncate",
+        before="kept = torch.zeros_like(probs).scatter(-1, order, in_nucleus.to(probs.dtype))",
+        after="kept = probs.scatter(-1, order, in_nucleus.to(probs.dtype))",
+        because="Every entry is written over.",
+    ),
+    Equivalent(
+        part="generate",
+        before="tokens = prompt.clone()",
+        after="tokens = prompt",
+        because="torch.cat makes a new tensor; the prompt is never written to.",
+    ),
+]
+
+
+def _likelihood(answers: ModuleType, rng: torch.Generator) -> object:
+    logits = 2 * torch.randn(2, 5, 7, generator=rng, dtype=torch.float64)
+    return answers.sequence_log_prob(logits, torch.randint(7, (2, 5), generator=rng))
+
+
+def _ngram(answers: ModuleType, rng: torch.Generator) -> object:
+    order, seen, asked = torch.randint(1, 5, (3,), generator=rng).tolist()
+    model = answers.NGram(order, 3)
+    for _ in range(2):
+        model.fit(torch.randint(3, (3 * seen,), generator=rng).tolist())
+    text = torch.randint(3, (2 * asked,), generator=rng).tolist()
+    return model.distribution(text, 0.5), model.log_prob(text, 0.5)
+
+
+def _probs(rng: torch.Generator) -> torch.Tensor:
+    return torch.randn(3, 5, generator=rng, dtype=torch.float64).softmax(dim=-1)
+
+
+def _choose(answers: ModuleType, rng: torch.Generator) -> object:
+    return answers.sample(_probs(rng), rng)
+
+
+def _truncate(answers: ModuleType, rng: torch.Generator) -> object:
+    k, p = int(torch.randint(1, 7, (), generator=rng)), float(torch.rand((), generator=rng))
+    probs = _probs(rng)
+    return answers.top_k(probs, k), answers.top_p(probs, 1 - p), answers.top_p(probs, 1.0)
+
+
+def _generate(answers: ModuleType, rng: torch.Generator) -> object:
+    table = torch.randn(5, 5, generator=rng)
+    prompt = torch.randint(5, (3,), generator=rng)
+    new, stop = torch.randint(5, (2,), generator=rng).tolist()
+    before = prompt.clone()
+    result = answers.generate(
+        lambda tokens: table[tokens[-1]], prompt, lambda logits: logits.argmax(), new, {stop}
+    )
+    return result, torch.equal(prompt, before)
+
+
+EXAMPLES = {
+    "likelihood": _likelihood,
+    "ngram": _ngram,
+    "choose": _choose,
+    "truncate": _truncate,
+    "generate": _generate,
+}

@@ -1,6 +1,10 @@
 """Wrong answers to the exercise on the tokenizer."""
 
-from autograder.misconceptions import Misconception
+from types import ModuleType
+
+import torch
+
+from autograder.misconceptions import Equivalent, Misconception
 
 MISCONCEPTIONS = [
     Misconception(
@@ -173,9 +177,9 @@ MISCONCEPTIONS = [
         says="Your vocabulary numbers the special tokens before the merges. Here they come last, as in GPT-2.",
         wrong={
             "tokens += [left + right for left, right in merges]": (
-                'tokens += [token.encode("utf-8") for token in special_tokens]'
+                "tokens += [token.encode() for token in special_tokens]"
             ),
-            '    tokens += [token.encode("utf-8") for token in special_tokens]\n    return': (
+            "    tokens += [token.encode() for token in special_tokens]\n    return": (
                 "    tokens += [left + right for left, right in merges]\n    return"
             ),
         },
@@ -255,7 +259,7 @@ MISCONCEPTIONS = [
         name="encode_drops_special",
         part="encoding",
         says="Your encoding leaves the special tokens out: each of them is one id, at its place.",
-        wrong={'encoded.append(ids[piece.encode("utf-8")])': "pass"},
+        wrong={"encoded.append(ids[piece.encode()])": "pass"},
     ),
     Misconception(
         name="encode_cuts_special",
@@ -377,3 +381,85 @@ MISCONCEPTIONS = [
         wrong={"for id_ in ids), final)": "for id_ in ids), False)"},
     ),
 ]
+
+EQUIVALENT = [
+    Equivalent(
+        part="pieces",
+        before="longest_first = sorted(special_tokens, key=len, reverse=True)",
+        after="longest_first = sorted(special_tokens, reverse=True)",
+        because="Only of two tokens that begin alike must the longer come first, and it does in the reversed alphabet too.",
+    ),
+    Equivalent(
+        part="training",
+        before="counts = count_pairs(dict(zip(words, times, strict=True)))",
+        after="counts = count_pairs(dict(zip(words, times)))",
+        because="There are as many words as times.",
+    ),
+    Equivalent(
+        part="training",
+        before="counts = count_pairs(dict(zip(words, times, strict=True)))",
+        after="counts = count_pairs(dict(zip(words, times, strict=False)))",
+        because="There are as many words as times.",
+    ),
+    Equivalent(
+        part="encoding",
+        before="if pre_token not in ids_of:",
+        after="if True:",
+        because="A pre-token that was met before is merged again, with the same result.",
+    ),
+    Equivalent(
+        part="streaming",
+        before="longest = max((len(token) for token in special_tokens), default=1)",
+        after="longest = max((len(token) for token in special_tokens), default=2)",
+        because="Without special tokens no white space can be followed by part of one: the last place is safe either way.",
+    ),
+    Equivalent(
+        part="streaming",
+        before="longest = max((len(token) for token in special_tokens), default=1)",
+        after="longest = max((len(token) for token in special_tokens), default=0)",
+        because="Without special tokens no white space can be followed by part of one: the last place is safe either way.",
+    ),
+]
+
+LETTERS = "ab <|>é\n"
+
+
+def _draw(rng: torch.Generator, characters: str, longest: int) -> str:
+    length = int(torch.randint(longest + 1, (), generator=rng))
+    return "".join(
+        characters[i] for i in torch.randint(len(characters), (length,), generator=rng).tolist()
+    )
+
+
+def _special(rng: torch.Generator) -> list[str]:
+    drawn = {_draw(rng, "<|>", 3) for _ in range(3)}
+    return [token for token in drawn if len(token) > 1]
+
+
+def _pieces(answers: ModuleType, rng: torch.Generator) -> object:
+    return answers.split_special(_draw(rng, LETTERS, 30), _special(rng))
+
+
+def _training(answers: ModuleType, rng: torch.Generator) -> object:
+    return answers.train_bpe(_draw(rng, LETTERS, 30), 262, ["<|>"])
+
+
+def _encoding(answers: ModuleType, rng: torch.Generator) -> object:
+    merges = [(b"a", b"b"), (b"ab", b"a"), (b" ", b"a")]
+    vocab = {byte: bytes([byte]) for byte in range(256)}
+    vocab |= {256 + i: b"".join(pair) for i, pair in enumerate(merges)} | {259: b"<|>"}
+    return answers.encode(_draw(rng, LETTERS, 30), vocab, merges, ["<|>"])
+
+
+def _streaming(answers: ModuleType, rng: torch.Generator) -> object:
+    return answers.safe_cut(
+        _draw(rng, LETTERS, 30), _special(rng) if torch.rand((), generator=rng) < 0.5 else ()
+    )
+
+
+EXAMPLES = {
+    "pieces": _pieces,
+    "training": _training,
+    "encoding": _encoding,
+    "streaming": _streaming,
+}

@@ -1,6 +1,10 @@
 """Wrong answers to the exercise on attention."""
 
-from autograder.misconceptions import Misconception
+from types import ModuleType
+
+import torch
+
+from autograder.misconceptions import Equivalent, Misconception
 
 MISCONCEPTIONS = [
     Misconception(
@@ -153,3 +157,27 @@ MISCONCEPTIONS = [
         },
     ),
 ]
+
+EQUIVALENT = [
+    Equivalent(
+        part="masks",
+        before="positions = torch.arange(max_length, device=lengths.device)",
+        after="positions = torch.arange(max_length)",
+        because="On the CPU there is one device. On a GPU the tests notice it.",
+    ),
+    Equivalent(
+        part="masks",
+        before="return torch.ones(length, length, dtype=torch.bool, device=device).tril()",
+        after="return torch.ones(length, length, dtype=torch.bool).tril()",
+        because="On the CPU there is one device. On a GPU the tests notice it.",
+    ),
+]
+
+
+def _masks(answers: ModuleType, rng: torch.Generator) -> object:
+    length = int(torch.randint(1, 12, (), generator=rng))
+    lengths = torch.randint(0, length + 1, (5,), generator=rng)
+    return answers.causal_mask(length), answers.padding_mask(lengths, length)
+
+
+EXAMPLES = {"masks": _masks}

@@ -1,6 +1,10 @@
 """Wrong answers to the exercise on the Transformer's blocks."""
 
-from autograder.misconceptions import Misconception
+from types import ModuleType
+
+import torch
+
+from autograder.misconceptions import Equivalent, Misconception
 
 MISCONCEPTIONS = [
     # --- positions ---
@@ -481,3 +485,53 @@ MISCONCEPTIONS = [
         },
     ),
 ]
+
+EQUIVALENT = [
+    Equivalent(
+        part="positions",
+        before="position = torch.arange(length, dtype=torch.float64)",
+        after="position = torch.arange(length)",
+        because="A product of integers with the frequencies, which are float64, is float64.",
+    ),
+    Equivalent(
+        part="positions",
+        before="frequency = 10000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)",
+        after="frequency = 10000.0 ** (-torch.arange(0, d_model, 2) / d_model)",
+        because="float32 is precise enough: the angles of a few dozen positions are off by less than the tolerance.",
+    ),
+    Equivalent(
+        part="decoder",
+        before="causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()",
+        after="causal = torch.ones(length, length, dtype=torch.bool).tril()",
+        because="On the CPU there is one device. On a GPU the tests notice it.",
+    ),
+    Equivalent(
+        part="transformer",
+        before="return embedded + sinusoidal_positions(tokens.shape[1], self.d_model).to(embedded)",
+        after="return embedded + sinusoidal_positions(tokens.shape[1], self.d_model)",
+        because="A sum with float32 positions has the dtype of the embedding, float32 or float64; and on the CPU there is one device.",
+    ),
+]
+
+
+def _positions(answers: ModuleType, rng: torch.Generator) -> object:
+    length, pairs = torch.randint(1, 17, (2,), generator=rng).tolist()
+    return answers.sinusoidal_positions(length, 2 * pairs)
+
+
+def _decoder(answers: ModuleType, rng: torch.Generator) -> object:
+    torch.manual_seed(int(torch.randint(2**31, (), generator=rng)))
+    block = answers.DecoderBlock(4, 2, 6).double()
+    source, length = torch.randint(1, 5, (2,), generator=rng).tolist()
+    x, memory = (torch.randn(1, n, 4, generator=rng, dtype=torch.float64) for n in (length, source))
+    return block(x, memory)
+
+
+def _transformer(answers: ModuleType, rng: torch.Generator) -> object:
+    torch.manual_seed(int(torch.randint(2**31, (), generator=rng)))
+    model = answers.Transformer(7, 4, 2, 6, 1)
+    model = model.double() if torch.randint(2, (), generator=rng) else model
+    return model.embed(torch.randint(7, (2, 5), generator=rng))
+
+
+EXAMPLES = {"positions": _positions, "decoder": _decoder, "transformer": _transformer}

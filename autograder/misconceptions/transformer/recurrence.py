@@ -1,6 +1,10 @@
 """Wrong answers to the exercise on recurrence."""
 
-from autograder.misconceptions import Misconception
+from types import ModuleType
+
+import torch
+
+from autograder.misconceptions import Equivalent, Misconception
 
 MISCONCEPTIONS = [
     Misconception(
@@ -359,3 +363,73 @@ MISCONCEPTIONS = [
         },
     ),
 ]
+
+EQUIVALENT = [
+    Equivalent(
+        part="rnn",
+        before="hidden = w_hh.shape[0]",
+        after="hidden = w_hh.shape[1]",
+        because="w_hh is square; where it is not, an error is raised all the same.",
+    ),
+    Equivalent(
+        part="rnn",
+        before="hidden = w_hh.shape[0]",
+        after="hidden = w_hh.shape[-1]",
+        because="w_hh is square; where it is not, an error is raised all the same.",
+    ),
+    Equivalent(
+        part="jacobians",
+        before="product = torch.eye(w_hh.shape[0], dtype=states.dtype, device=states.device)",
+        after="product = torch.eye(w_hh.shape[0], dtype=states.dtype)",
+        because="On the CPU there is one device. On a GPU the tests notice it.",
+    ),
+    Equivalent(
+        part="jacobians",
+        before="product = torch.eye(w_hh.shape[0], dtype=states.dtype, device=states.device)",
+        after="product = torch.eye(w_hh.shape[1], dtype=states.dtype, device=states.device)",
+        because="w_hh is square.",
+    ),
+    Equivalent(
+        part="jacobians",
+        before="product = torch.eye(w_hh.shape[0], dtype=states.dtype, device=states.device)",
+        after="product = torch.eye(w_hh.shape[-1], dtype=states.dtype, device=states.device)",
+        because="w_hh is square.",
+    ),
+    Equivalent(
+        part="gradient_norm",
+        before="gradient = gradient * (1 - h.square()) @ w_hh",
+        after="gradient = gradient * (h.square() - 1) @ w_hh",
+        because="The gradient changes its sign at every step, and its norm has none.",
+    ),
+    Equivalent(
+        part="gradient_norm",
+        before="if last_gradient.shape != states[..., -1, :].shape:",
+        after="if last_gradient.shape != states[..., -0, :].shape:",
+        because="Every state has the shape of the last.",
+    ),
+]
+
+
+def _tensors(rng: torch.Generator, *shapes: tuple) -> list[torch.Tensor]:
+    return [torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes]
+
+
+def _rnn(answers: ModuleType, rng: torch.Generator) -> object:
+    length, inputs, hidden = torch.randint(1, 5, (3,), generator=rng).tolist()
+    shapes = (2, length, inputs), (hidden, inputs), (hidden, hidden), (hidden,)
+    return answers.rnn_forward(*_tensors(rng, *shapes))
+
+
+def _jacobians(answers: ModuleType, rng: torch.Generator) -> object:
+    length, hidden = torch.randint(1, 5, (2,), generator=rng).tolist()
+    states, w_hh = _tensors(rng, (2, length, hidden), (hidden, hidden))
+    return answers.jacobians_to_last(states.tanh(), w_hh)
+
+
+def _gradient_norm(answers: ModuleType, rng: torch.Generator) -> object:
+    length, hidden = torch.randint(1, 5, (2,), generator=rng).tolist()
+    states, w_hh, last = _tensors(rng, (2, length, hidden), (hidden, hidden), (2, hidden))
+    return answers.gradient_norm_over_distance(states.tanh(), w_hh, last)
+
+
+EXAMPLES = {"rnn": _rnn, "jacobians": _jacobians, "gradient_norm": _gradient_norm}
