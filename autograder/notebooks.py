@@ -195,8 +195,8 @@ def _read_ordinary_file(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise SubmissionError(f"The file cannot be opened ({error.strerror}).") from error
-    with os.fdopen(descriptor, "rb") as file:
-        about = os.fstat(file.fileno())
+    try:
+        about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode):
             raise SubmissionError("This is not an ordinary file.")
         if about.st_size > MAX_NOTEBOOK:
@@ -204,7 +204,10 @@ def _read_ordinary_file(path: Path) -> bytes:
                 f"The notebook has {about.st_size >> 20} MB; {MAX_NOTEBOOK >> 20} MB are allowed. "
                 "Clear its outputs and submit it again."
             )
-        return file.read(MAX_NOTEBOOK + 1)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(MAX_NOTEBOOK + 1)
+    finally:
+        os.close(descriptor)
 
 
 def _cells_of(raw: bytes) -> list[dict]:

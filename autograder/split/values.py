@@ -8,10 +8,11 @@ A frame is ``<header length: u32> <buffers' length: u64> <header: JSON> <buffers
 ``true``, ``false``, strings and small integers stand for themselves; all else is ``{tag: …}``.
 """
 
+import contextlib
 import dataclasses
 import json
 import struct
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -132,10 +133,11 @@ class _Counted:
     """Bounds how many values one message holds, and how deeply they are nested."""
 
     def __init__(self) -> None:
-        self._nodes = 0
+        self._nodes = self._deepest = 0
 
     def _count(self, values: int, depth: int) -> None:
         self._nodes += values
+        self._deepest = max(self._deepest, depth)
         if depth > MAX_DEPTH or self._nodes > MAX_NODES:
             raise ProtocolError("a value is nested too deeply or holds too many values")
 
@@ -311,6 +313,8 @@ class Decoder(_Counted):
         self.classes = classes
         self.shared: list[object] = []
         self.leaves: list[Tensor] = []
+        # How many values each shared one holds, and how deep; None while it is read.
+        self._extents: list[tuple[int, int] | None] = []
 
     def decode(self, written: Any, depth: int = 0) -> Any:
         """The value behind a JSON form.
@@ -364,8 +368,8 @@ class Decoder(_Counted):
 
     def _read_l(self, body: list, depth: int) -> list:
         values: list = []
-        self.shared.append(values)
-        values.extend(self._all(body, depth))
+        with self._measured(values, depth):
+            values.extend(self._all(body, depth))
         return values
 
     def _read_t(self, body: list, depth: int) -> tuple:
@@ -373,9 +377,9 @@ class Decoder(_Counted):
 
     def _read_d(self, body: list, depth: int) -> dict:
         values: dict = {}
-        self.shared.append(values)
         keys, items = body
-        values.update(zip(self._all(keys, depth), self._all(items, depth), strict=True))
+        with self._measured(values, depth):
+            values.update(zip(self._all(keys, depth), self._all(items, depth), strict=True))
         return values
 
     def _read_s(self, body: list, depth: int) -> set:
@@ -384,6 +388,11 @@ class Decoder(_Counted):
     def _read_r(self, body: int, depth: int) -> object:
         if type(body) is not int or not 0 <= body < len(self.shared):
             raise ProtocolError("a reference to nothing")
+        # Whoever walks through the value meets all of it again: a few lists can stand for more than any memory holds.
+        if self._extents[body] is None:
+            raise ProtocolError("a value holds itself")
+        values, height = self._extents[body]
+        self._count(values, depth + height)
         return self.shared[body]
 
     def _read_D(self, body: list, depth: int) -> object:
@@ -411,7 +420,7 @@ class Decoder(_Counted):
     def _read_G(self, body: int, depth: int) -> torch.Generator:
         generator = torch.Generator()
         generator.set_state(torch.frombuffer(bytearray(self._buffer(body)), dtype=torch.uint8))
-        self.shared.append(generator)
+        self._share(generator)
         return generator
 
     def _read_A(self, body: list, depth: int) -> np.ndarray:
@@ -419,7 +428,7 @@ class Decoder(_Counted):
         array = np.frombuffer(bytearray(self._buffer(index)), _numpy_dtype(dtype)).reshape(
             _shape(shape)
         )
-        self.shared.append(array)
+        self._share(array)
         return array
 
     def _read_n(self, body: list, depth: int) -> np.generic:
@@ -427,8 +436,7 @@ class Decoder(_Counted):
         return np.frombuffer(self._buffer(index), _numpy_dtype(dtype))[0]
 
     def _read_T(self, body: dict, depth: int) -> Tensor:
-        position = len(self.shared)
-        self.shared.append(None)
+        position = self._share(None)
         tensor = self._plain_tensor(body)
         if body.get("grad") == "call" and self.graph:
             leaf = tensor.requires_grad_()
@@ -455,6 +463,20 @@ class Decoder(_Counted):
         return (
             tensor.to("cuda") if body["device"] == "cuda" and torch.cuda.is_available() else tensor
         )
+
+    def _share(self, value: object) -> int:
+        self.shared.append(value)
+        self._extents.append((1, 0))
+        return len(self.shared) - 1
+
+    @contextlib.contextmanager
+    def _measured(self, container: object, depth: int) -> Iterator[None]:
+        """Shares a container and notes how much it holds, once that has been read."""
+        place, before, deepest = self._share(container), self._nodes, self._deepest
+        self._extents[place], self._deepest = None, depth
+        yield
+        self._extents[place] = (self._nodes - before + 1, self._deepest - depth)
+        self._deepest = max(self._deepest, deepest)
 
     def _buffer(self, index: int) -> memoryview:
         if type(index) is not int or not 0 <= index < len(self.buffers):

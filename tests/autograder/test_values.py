@@ -128,11 +128,34 @@ def test_what_has_no_place_in_the_table_becomes_a_handle():
     assert crossed(object())[0] == "handle"
 
 
-def test_a_value_that_contains_itself_is_refused_or_kept_bounded():
+def test_a_value_that_contains_itself_is_refused():
     endless: list = []
     endless.append(endless)
-    arrived = crossed(endless)
-    assert arrived[0] is arrived
+    with pytest.raises(ProtocolError, match="itself"):
+        crossed(endless)
+
+
+def test_one_list_may_stand_in_several_places():
+    row = [1, 2]
+    arrived = crossed([row, row, {"again": row}])
+    assert arrived == [[1, 2], [1, 2], {"again": [1, 2]}]
+    assert arrived[0] is arrived[1]
+
+
+def test_few_lists_that_stand_for_very_many_are_refused():
+    wide: list = ["a"]
+    for _ in range(40):
+        wide = [wide, wide]
+    with pytest.raises(ProtocolError, match="too many"):
+        crossed(wide)
+
+
+def test_depth_is_bounded_through_references_too():
+    rows: list = [[]]
+    for _ in range(500):
+        rows.append([rows[-1]])
+    with pytest.raises(ProtocolError, match="deep"):
+        crossed(rows)
 
 
 def test_deep_and_huge_values_are_refused():
