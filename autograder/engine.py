@@ -19,7 +19,7 @@ from autograder.secret import course_secret
 from autograder.session import GradingFailed, Session
 from autograder.source import ROOT, Exercise
 
-__all__ = ["Engine", "default"]
+__all__ = ["Engine", "default", "write_whole"]
 
 CACHE = ROOT / "_build" / "results"
 LEAST_SECONDS, TIMES_REFERENCE = 10.0, 20.0
@@ -50,7 +50,7 @@ class Engine:
         if path.is_file():
             return json.loads(path.read_text())
         result = self._graded(exercise, cells)
-        _write_whole(path, json.dumps(result).encode())
+        write_whole(path, json.dumps(result).encode())
         return result
 
     def prepare(self, exercise: Exercise) -> None:
@@ -60,8 +60,6 @@ class Engine:
             GradingFailed: the grader itself failed.
             SandboxMissing: no sandbox can be made here.
         """
-        if self._session is None:
-            self._session = Session(self.isolation)
         self._prepared(exercise)
 
     def notice(self, exercise: Exercise, changes: list[dict]) -> list[str]:
@@ -71,10 +69,8 @@ class Engine:
             GradingFailed: the grader itself failed.
             SandboxMissing: no sandbox can be made here.
         """
-        if self._session is None:
-            self._session = Session(self.isolation)
         limits = {cell.name: CHANGED_SECONDS for cell in exercise.cells if cell.kind == "test"}
-        return self._session.notice(f"{exercise.era}/{exercise.name}", changes, limits)
+        return self._warm().notice(f"{exercise.era}/{exercise.name}", changes, limits)
 
     def known(self, exercise: Exercise, cells: list[dict]) -> bool:
         """Whether the result is in the cache."""
@@ -92,13 +88,17 @@ class Engine:
             self._session = None
             self._kept.clear()
 
+    def _warm(self) -> Session:
+        """The warm processes, started when first asked for."""
+        if self._session is None:
+            self._session = Session(self.isolation)
+        return self._session
+
     def _graded(self, exercise: Exercise, cells: list[dict]) -> dict:
         for attempt in range(1, TRIES + 1):
             try:
-                if self._session is None:
-                    self._session = Session(self.isolation)
                 limits = self._prepared(exercise)
-                return self._session.grade(f"{exercise.era}/{exercise.name}", cells, limits)
+                return self._warm().grade(f"{exercise.era}/{exercise.name}", cells, limits)
             except GradingFailed:
                 self.close()
                 if attempt == TRIES:
@@ -114,10 +114,10 @@ class Engine:
                 size = int.from_bytes((raw := path.read_bytes())[:8], "big")
                 seconds, prepared = json.loads(raw[8 : 8 + size]), raw[8 + size :]
             else:
-                seconds, prepared = self._session.prepare(name)
+                seconds, prepared = self._warm().prepare(name)
                 head = json.dumps(seconds).encode()
-                _write_whole(path, len(head).to_bytes(8, "big") + head + prepared)
-            self._session.keep(name, prepared)
+                write_whole(path, len(head).to_bytes(8, "big") + head + prepared)
+            self._warm().keep(name, prepared)
             self._kept[name] = {
                 test: max(LEAST_SECONDS, TIMES_REFERENCE * taken) for test, taken in seconds.items()
             }
@@ -202,7 +202,7 @@ def _hash(*parts: str) -> str:
     return whole.hexdigest()
 
 
-def _write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """The whole file or none of it, whenever the process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent)

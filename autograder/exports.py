@@ -8,14 +8,15 @@ cell is empty, which leaves that grade as it is.
 """
 
 import csv
-import os
-import tempfile
+import io
 from pathlib import Path
 from typing import ClassVar
 
 from nbgrader.api import Assignment, Gradebook, MissingEntry, Student
 from nbgrader.plugins import ExportPlugin
 from traitlets import Dict
+
+from autograder.engine import write_whole
 
 __all__ = ["CanvasExport", "MoodleExport"]
 
@@ -107,7 +108,6 @@ def _text(cell: str | None) -> str:
 
 
 def _write(destination: Path, rows: list[list[str]]) -> None:
-    descriptor, name = tempfile.mkstemp(dir=destination.resolve().parent, suffix=".csv")
-    with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(rows)
-    Path(name).replace(destination)
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write_whole(destination, text.getvalue().encode())

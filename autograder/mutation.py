@@ -138,29 +138,27 @@ def try_all(
         for done, (part, noticed) in enumerate(zip(parts, results, strict=True), start=1):
             unnoticed += [m for m, test in zip(part, noticed, strict=True) if not test]
             progress(min(done * TOGETHER, len(tried)), len(tried))
-        seeds = list(pool.map(differs, itertools.repeat(exercise), known))
-    listed = {(e.part, e.before, e.after): e for e in known}
-    found = {(m.part, m.before, m.after) for m in unnoticed}
+        listed = {_change(e): e for e in known}
+        suspects = [m for m in tried if _change(m) in listed]
+        seeds = list(pool.map(differs, itertools.repeat(exercise), suspects))
+    found = {_change(m) for m in unnoticed}
     return Found(
         mutants=len(tried),
         equivalent=len(found & listed.keys()),
-        unnoticed=[m for m in unnoticed if (m.part, m.before, m.after) not in listed],
+        unnoticed=[m for m in unnoticed if _change(m) not in listed],
         noticed_after_all=[e for key, e in listed.items() if key not in found],
-        different=[(e, seed) for e, seed in zip(known, seeds, strict=True) if seed is not None],
+        different=[
+            (listed[_change(m)], seed)
+            for m, seed in zip(suspects, seeds, strict=True)
+            if seed is not None
+        ],
     )
 
 
-def differs(exercise: Exercise, equivalent: Equivalent, inputs: int = 10_000) -> int | None:
-    """The first of many random inputs on which a change listed as equivalent is not; ``None`` if it always is."""
-    [source] = {
-        m.source
-        for m in mutants(exercise)
-        if (m.part, m.before, m.after) == (equivalent.part, equivalent.before, equivalent.after)
-    } or {None}
-    if source is None:
-        return None  # no mutant: try_all says so
-    example = examples(exercise.era, exercise.name)[equivalent.part]
-    right, changed = load(exercise), load(exercise, {equivalent.part: source})
+def differs(exercise: Exercise, mutant: Mutant, inputs: int = 10_000) -> int | None:
+    """The first of many random inputs on which a change makes a difference; ``None`` if none does."""
+    example = examples(exercise.era, exercise.name)[mutant.part]
+    right, changed = load(exercise), load(exercise, {mutant.part: mutant.source})
     for seed in range(inputs):
         one, other = (example(answers, generator(seed)) for answers in (right, changed))
         if not alike(one, other):
@@ -178,6 +176,11 @@ def is_recorded(exercise: Exercise) -> bool:
     """Whether the exercise was tried as it is now."""
     path = _record_of(exercise)
     return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["of"] == _key(exercise)
+
+
+def _change(mutant: Mutant | Equivalent) -> tuple[str, str, str]:
+    """What a mutant and its entry in the bank have in common."""
+    return mutant.part, mutant.before, mutant.after
 
 
 def _notice(name: tuple[str, str], changes: list[dict], isolation: Isolation) -> list[str]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autograder.loader import find_exercise
-from autograder.sample_class.make import answered, everywhere, own_cell, right
+from autograder.sample_class.make import LIAR, answered, everywhere, own_cell, right
 from autograder.source import ROOT
 
 EXERCISE = find_exercise("transformer", "attention")
@@ -37,14 +37,12 @@ class Submission:
         row: what it tries.
         passes: the tests it has to pass, and no others.
         write: puts the file, and what lies beside it, into a folder.
-        solid: whether the file is something that stock nbgrader can at least open.
     """
 
     name: str
     row: int
     passes: frozenset[str]
     write: Callable[[Path], None]
-    solid: bool = True
 
 
 CORPUS: list[Submission] = []
@@ -69,12 +67,12 @@ def add(name, row, passes, notebook, beside=None):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(text)
 
-    CORPUS.append(Submission(name, row, frozenset(passes), write, isinstance(notebook, dict)))
+    CORPUS.append(Submission(name, row, frozenset(passes), write))
 
 
 def add_place(name, row, write):
     """Something in the place of the notebook."""
-    CORPUS.append(Submission(name, row, NOTHING, write, solid=False))
+    CORPUS.append(Submission(name, row, NOTHING, write))
 
 
 def cell(name, row, source):
@@ -89,10 +87,9 @@ def body(name, row, source, first=""):
     add(name, row, NOTHING, own_cell(notebook, first) if first else notebook)
 
 
-def part(name, row, changed, source, passes=None):
+def part(name, row, wrong, source):
     """Right answers but for one part."""
-    passes = ALL - OF_PART[changed] if passes is None else passes
-    add(name, row, passes, answered(EXERCISE, blank(), RIGHT | {changed: source}))
+    add(name, row, ALL - OF_PART[wrong], answered(EXERCISE, blank(), RIGHT | {wrong: source}))
 
 
 def after(name, row, passes, source):
@@ -134,18 +131,6 @@ add("brings-outputs", 2, NOTHING, notebook)
 
 # -- 3: lies ----------------------------------------------------------------------------------------------
 
-LIAR = """\
-class Liar:
-    shape = property(lambda self: Liar())
-    def __eq__(self, other): return True
-    def __hash__(self): return 0
-    def __bool__(self): return True
-    def __float__(self): return 1.0
-    def __len__(self): return 1
-    def __getattr__(self, name): return Liar()
-    def __call__(self, *args, **kwargs): return Liar()
-    def __array__(self, *args, **kwargs): return None
-"""
 body("always-equal", 3, "return Liar()", LIAR)
 for kind, value in (
     ("float", "0.0"),
@@ -274,9 +259,6 @@ add(
     own_cell(
         solved(),
         """\
-import sys, types
-for name in ('lab', 'lab.check', 'lab.device'):
-    sys.modules[name] = sys.modules[name]
 import lab.check
 lab.check.CheckFailed = SystemExit""",
     ),

@@ -25,16 +25,21 @@ HIDDEN = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("submission", CORPUS, ids=lambda s: s.name)
-def test_it_earns_what_its_answers_are_worth_and_learns_nothing(submission, tmp_path):
-    submission.write(tmp_path)
+def graded(submission, folder):
+    """What the grader makes of what a submission puts into a folder."""
+    submission.write(folder)
     try:
-        taken = read_submission(tmp_path / "attention.ipynb", EXERCISE)
+        taken = read_submission(folder / "attention.ipynb", EXERCISE)
     except SubmissionError as refused:
         assert str(refused)
         taken = Submission()
-    result = default().grade(EXERCISE, graded_cells(rebuilt_notebook(EXERCISE, taken), EXERCISE))
+    return default().grade(EXERCISE, graded_cells(rebuilt_notebook(EXERCISE, taken), EXERCISE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("submission", CORPUS, ids=lambda s: s.name)
+def test_it_earns_what_its_answers_are_worth_and_learns_nothing(submission, tmp_path):
+    result = graded(submission, tmp_path)
     passed = {name for name, verdict in result["tests"].items() if verdict["passed"]}
     assert passed == submission.passes
     messages = [verdict["message"] for verdict in result["tests"].values()]
@@ -51,10 +56,7 @@ def test_the_inputs_of_hidden_tests_are_in_no_output(tmp_path):
     for name, submission in spilling.items():
         folder = tmp_path / name
         folder.mkdir()
-        submission.write(folder)
-        taken = read_submission(folder / "attention.ipynb", EXERCISE)
-        cells = graded_cells(rebuilt_notebook(EXERCISE, taken), EXERCISE)
-        result = default().grade(EXERCISE, cells)
+        result = graded(submission, folder)
         said = [verdict["message"] for verdict in result["tests"].values()]
         assert "SPILT" not in json.dumps([said, result["cells"]])
 
