@@ -5,9 +5,10 @@ from torch import Tensor, nn
 
 from autograder.loader import reference
 from autograder.secret import course_secret
+from autograder.split.peer import each
 from lab.seeds import generator
 
-__all__ = ["gradients", "inputs", "reference"]
+__all__ = ["each", "gradients", "inputs", "reference"]
 
 
 def inputs(name: str) -> torch.Generator:

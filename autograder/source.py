@@ -302,7 +302,8 @@ def _top_level_nodes(node: ast.AST) -> Iterator[ast.AST]:
         yield from _top_level_nodes(child)
 
 
-def defined_names(source: str) -> list[str]:
+@functools.cache
+def defined_names(source: str) -> tuple[str, ...]:
     """The names a cell binds at its top level, in order."""
     names: list[str] = []
     for statement in ast.parse(source).body:
@@ -313,7 +314,7 @@ def defined_names(source: str) -> list[str]:
             names += [
                 n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)
             ]
-    return names
+    return tuple(names)
 
 
 def _hidden_lines(source: str) -> Iterator[tuple[str, bool]]:

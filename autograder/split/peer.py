@@ -7,6 +7,7 @@ whose backward pass asks for it.
 """
 
 import builtins
+import copy
 import functools
 import operator
 import socket
@@ -30,13 +31,14 @@ from autograder.split.values import (
     unpack_payload,
 )
 
-__all__ = ["EVERYTHING", "Peer", "PeerGone", "PeerTimeout", "StandIn"]
+__all__ = ["EVERYTHING", "Peer", "PeerGone", "PeerTimeout", "StandIn", "each"]
 
 EVERYTHING = frozenset(
     {
         "backward",
         "call",
         "contains",
+        "each",
         "getattr",
         "getitem",
         "iter",
@@ -130,6 +132,21 @@ class StandIn:
 
 def _call_method(of: StandIn, name: str, *args: object, **kwargs: object) -> Any:
     return of._ask("method", name=name, args=args, kwargs=kwargs)
+
+
+def each(function: Callable, cases: Iterable[tuple]) -> list:
+    """What a function gives for each of the cases, called on one after the other.
+
+    Where it lives in the other process all cases go there in one message; one by one they would take longer to
+    cross than to answer.
+    """
+    cases = list(cases)
+    if type(function) is StandIn:
+        return function._ask("each", args=(cases,))
+    if isinstance(function, functools.partial) and function.func is _call_method:
+        of, name = function.args
+        return of._ask("each", name=name, args=(cases,))
+    return _in_turn(function, cases)
 
 
 class _Copy(Tensor):
@@ -311,7 +328,7 @@ class Peer:
         before = [_snapshot(value) for value in decoder.shared]
         with torch.set_grad_enabled(graph):
             value = self._do(message, target, args, kwargs)
-            if message["op"] in ("call", "method", "service"):
+            if message["op"] in ("call", "each", "method", "service"):
                 return self._reply(value, graph, decoder, before)
             if message["op"] == "getattr" and _is_method(value, target):
                 return {"method": True}, self._encoder(graph=False)
@@ -324,6 +341,9 @@ class Peer:
             raise AttributeError(f"{op!r} is not possible on an object of the examiner")
         if op == "call":
             return target(*args, **kwargs)
+        if op == "each":
+            _check_name(name)
+            return _in_turn(getattr(target, name) if name else target, *args)
         if op == "service":
             return self.services[name](*args)
         if op == "backward":
@@ -475,6 +495,17 @@ class _Remote(torch.autograd.Function):
 def _check_name(name: object) -> None:
     if type(name) is not str or name.startswith("__"):
         raise AttributeError(name)
+
+
+def _in_turn(function: Callable, cases: list[tuple]) -> list:
+    return [_of_its_own(function(*case)) for case in cases]
+
+
+def _of_its_own(value: Any) -> Any:
+    """A result that stays as it is when the next call writes into the same tensor or list."""
+    if type(value) is Tensor:
+        return value.clone()
+    return copy.copy(value) if type(value) in (list, dict) else value
 
 
 def _is_method(value: object, of: object) -> bool:

@@ -40,6 +40,9 @@ SHORT = 64  # bytes that are written in hexadecimal, not in a buffer of their ow
 
 HEAD = struct.Struct(">IQ")
 
+# No circles are looked for: an encoder writes trees.
+_write = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -48,6 +51,7 @@ DTYPES = {
         *(torch.complex64, torch.complex128),
     )
 }
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 NUMPY_KINDS = "biufc"
 THEMSELVES = frozenset({type(None), bool, int, str})
 
@@ -62,9 +66,7 @@ def pack(message: dict, buffers: list[bytes]) -> bytes:
     Raises:
         ProtocolError: it is larger than the other side would accept.
     """
-    header = json.dumps(
-        [message, [len(buffer) for buffer in buffers]], separators=(",", ":")
-    ).encode()
+    header = _write([message, [len(buffer) for buffer in buffers]]).encode()
     size = sum(len(buffer) for buffer in buffers)
     _check_sizes(len(header), size)
     return b"".join((HEAD.pack(len(header), size), header, *buffers))
@@ -258,11 +260,10 @@ class Encoder(_Counted):
 
     def _tensor(self, value: Tensor) -> dict:
         self._share(value)
-        dtype = str(value.dtype).removeprefix("torch.")
-        if dtype not in DTYPES:
-            raise ProtocolError(f"a tensor of dtype {dtype} cannot cross")
+        if value.dtype not in NAMES:
+            raise ProtocolError(f"a tensor of dtype {value.dtype} cannot cross")
         written: dict[str, Any] = {
-            "dtype": dtype,
+            "dtype": NAMES[value.dtype],
             "shape": list(value.shape),
             "data": self._buffer(raw_bytes(value)),
             "device": value.device.type,

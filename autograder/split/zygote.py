@@ -17,10 +17,12 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-__all__ = ["main", "processor_here", "run", "stay_on"]
+__all__ = ["gather_memory", "main", "processor_here", "run", "stay_on"]
 
 MAX_REQUEST = 1 << 16
+LARGE_PAGE, MADV_COLLAPSE = 1 << 21, 25
 
 
 def run(
@@ -33,8 +35,8 @@ def run(
     ``start`` runs in each new process, which then ends; ``keep`` gets what later processes shall find in
     their memory.
     """
-    gc.collect()
-    gc.freeze()  # the collector of a child leaves these objects alone, so their memory stays shared
+    _settle()
+    gather_memory()
     children: dict[int, int] = {}
     control.send(b"{}")  # warm, and ready
     while True:
@@ -47,10 +49,29 @@ def run(
             _kill(children, order["kill"])
         elif "keep" in order and keep:
             keep(order["keep"], b"".join(_chunks(control, order["size"])))
+            _settle()
         else:
             children[order["spawn"]] = _fork(control, descriptors[0], order, start)
     for number in list(children):
         _kill(children, number)
+
+
+def gather_memory() -> None:
+    """Has the kernel put this process's memory into large pages: a fork then copies 512 times fewer entries.
+
+    Half the time of a fork goes, and two are made for each notebook. A kernel that cannot do it (before Linux 6.1)
+    leaves the memory as it is.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, access, _, _, inode, *name = line.split()
+        if access.startswith("rw") and inode == "0" and name in ([], ["[heap]"]):
+            start, end = (int(address, 16) for address in span.split("-"))
+            start, end = -(-start // LARGE_PAGE) * LARGE_PAGE, end // LARGE_PAGE * LARGE_PAGE
+            if start < end:
+                libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_COLLAPSE)
 
 
 def processor_here() -> int | None:
@@ -87,6 +108,12 @@ def main() -> None:
 
     learner.warm_up()
     run(control, start)
+
+
+def _settle() -> None:
+    """The collector of a child leaves alone what there is now, so its memory stays shared."""
+    gc.collect()
+    gc.freeze()
 
 
 def _chunks(control: socket.socket, size: int) -> Iterator[bytes]:

@@ -497,7 +497,7 @@ check.raises(
     because="Without any smoothing an unseen context has no distribution: say alpha.",
 )
 ### BEGIN HIDDEN TESTS
-from autograder.hidden import inputs, reference
+from autograder.hidden import each, inputs, reference
 
 theirs = reference("language_models", "next_token")
 rng = inputs("ngram_counts")
@@ -518,11 +518,8 @@ for order in (1, 2, 3, 4):
         [*first[-2:], second[0]],
     ]
     contexts += [torch.randint(4, (5,), generator=rng).tolist() for _ in range(4)]
-    for context, alpha in [
-        *((each, 0.3) for each in contexts),
-        *((each, 7.0) for each in contexts[-4:]),
-    ]:
-        got = mine.distribution(context, alpha)
+    cases = [(context, 0.3) for context in contexts] + [(context, 7.0) for context in contexts[-4:]]
+    for (context, alpha), got in zip(cases, each(mine.distribution, cases), strict=True):
         check.close(
             torch.as_tensor(got).sum(),
             1.0,
@@ -550,10 +547,13 @@ one.fit([0, 1, 2])
 one.fit([3, 4, 0])
 other.fit([3, 4, 0])
 other.fit([0, 1, 2])
-for context in ([], [2], [0], [1, 2], [4, 0]):
+cases = [(context, 0.5) for context in ([], [2], [0], [1, 2], [4, 0])]
+for after_one, after_other in zip(
+    each(one.distribution, cases), each(other.distribution, cases), strict=True
+):
     check.close(
-        one.distribution(context, 0.5),
-        other.distribution(context, 0.5),
+        after_one,
+        after_other,
         because="Two texts are two texts: the last tokens of one are no context for the first of the next.",
     )
 for alpha in (0.0, -1.0):
@@ -597,7 +597,7 @@ check.close(
 )
 check.close(bigram.log_prob([], alpha=1.0), 0.0, because="A sum over no tokens is 0.")
 ### BEGIN HIDDEN TESTS
-from autograder.hidden import inputs, reference
+from autograder.hidden import each, inputs, reference
 
 theirs = reference("language_models", "next_token")
 rng = inputs("ngram_log_prob")
@@ -607,19 +607,21 @@ for order in (1, 2, 3, 5):
     mine, right = NGram(order, 5), theirs.NGram(order, 5)
     mine.fit(text)
     right.fit(text)
-    for tokens in (text, new, new[:1], new[:2], text[7:15]):
+    cases = [(tokens, 0.7) for tokens in (text, new, new[:1], new[:2], text[7:15])]
+    for case, got in zip(cases, each(mine.log_prob, cases), strict=True):
         check.close(
-            mine.log_prob(tokens, 0.7),
-            right.log_prob(tokens, 0.7),
+            got,
+            right.log_prob(*case),
             because="log P(text) is the sum of log P(token | the order - 1 tokens before it) over every token, with "
             "shorter contexts at the start.",
         )
     # The chain rule, with the answer's own distributions.
+    distributions = each(mine.distribution, [(new[:t], 2.0) for t in range(len(new))])
     check.close(
         mine.log_prob(new, 2.0),
         sum(
-            math.log(float(torch.as_tensor(mine.distribution(new[:t], 2.0))[token]))
-            for t, token in enumerate(new)
+            math.log(float(torch.as_tensor(distribution)[token]))
+            for distribution, token in zip(distributions, new, strict=True)
         ),
         because="log_prob and distribution disagree: token t must have the probability which distribution gives it "
         "after tokens[:t].",

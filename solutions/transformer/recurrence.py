@@ -439,13 +439,13 @@ check.close(
     torch.stack(list(theirs.lstm_cell(x, h, c, weight, bias))),
     because="With as many inputs as hidden units the result is off: the columns are [h, x] in this order.",
 )
-# Forget gate open, input gate shut: the cell keeps anything, however large, for fifty steps.
+# Forget gate open, input gate shut: the cell keeps anything, however large, for twelve steps.
 weight = torch.zeros(12, 7, dtype=torch.float64, device=device)
 bias = torch.zeros(12, dtype=torch.float64, device=device)
 bias[:3], bias[3:6] = 60.0, -60.0
 h = torch.zeros(2, 3, dtype=torch.float64, device=device)
 kept = c = 9 * torch.randn(2, 3, generator=rng, dtype=torch.float64).to(device)
-for _ in range(50):
+for _ in range(12):
     x = torch.randn(2, 4, generator=rng, dtype=torch.float64).to(device)
     h, c = lstm_cell(x, h, c, weight, bias)
 check.close(
@@ -626,7 +626,7 @@ for leading, width in [((), 4), ((2,), 4), ((2, 5), 4), ((2,), 3)]:
         because="The new state is off: reset gate on the state inside the candidate only, before the matrix; update "
         "gate z on the candidate and 1 - z on the old state; columns [state, input].",
     )
-# Update gate shut: the state stays, whatever comes, for fifty steps. Open: the state is the candidate.
+# Update gate shut: the state stays, whatever comes, for twelve steps. Open: the state is the candidate.
 x, h, gate_weight, gate_bias, candidate_weight, candidate_bias = (
     torch.randn(shape, generator=rng, dtype=torch.float64).to(device)
     for shape in [(2, 4), (2, 3), (6, 7), (6,), (3, 7), (3,)]
@@ -634,7 +634,7 @@ x, h, gate_weight, gate_bias, candidate_weight, candidate_bias = (
 shut, open_ = gate_bias.clone(), gate_bias.clone()
 shut[3:], open_[3:] = -90.0, 90.0
 kept = h
-for _ in range(50):
+for _ in range(12):
     kept = gru_cell(x, kept, gate_weight, shut, candidate_weight, candidate_bias)
 check.close(
     kept,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from autograder.split.peer import EVERYTHING, Peer, PeerGone, PeerTimeout, StandIn
+from autograder.split.peer import EVERYTHING, Peer, PeerGone, PeerTimeout, StandIn, each
 
 ALLOWED = frozenset({"backward", "call", "getitem", "iter", "len", "next"})
 
@@ -52,7 +52,22 @@ class Turns:
         return 2
 
 
+class Collector:
+    """Every call gives back the same list and the same tensor, with more in them."""
+
+    def __init__(self):
+        self.items, self.total = [], torch.zeros(1)
+
+    def feed(self, item):
+        self.items.append(item)
+        return self.items
+
+    def add(self, number):
+        return self.total.add_(number)
+
+
 NAMES = {
+    "Collector": Collector,
     "Scale": Scale,
     "product": lambda x, y: (x * y).sum(),
     "pair": lambda x, y: {"sum": x + y, "both": [x * y, x - y]},
@@ -227,6 +242,47 @@ def test_a_method_is_called_with_one_question(answers):
     for _ in range(3):
         module.eval()
     assert asked == ["method"] * 3
+
+
+@pytest.mark.parametrize("here", [True, False], ids=["here", "there"])
+class TestManyCallsInOneQuestion:
+    @pytest.fixture
+    def named(self, answers, here):
+        return NAMES.__getitem__ if here else answers
+
+    def test_give_what_single_calls_give(self, named):
+        x, y = torch.randn(2, 3), torch.randn(2, 3)
+        product = named("product")
+        assert each(product, [(x, y), (y, y)]) == [product(x, y), product(y, y)]
+        assert each(product, []) == []
+
+    def test_of_a_method_see_what_earlier_ones_did(self, named):
+        assert each(named("Turns")().step, [()]) == [1]
+        assert each(named("Collector")().feed, [(1,), (2,)]) == [[1], [1, 2]]
+
+    def test_keep_a_result_that_the_next_call_writes_into(self, named):
+        assert each(named("Collector")().add, [(1,), (2,)]) == [torch.ones(1), 3 * torch.ones(1)]
+
+    def test_let_gradients_through(self, named):
+        x, y = torch.randn(4, requires_grad=True), torch.randn(4)
+        sum(each(named("product"), [(x, y), (x, 2 * y)])).backward()
+        assert torch.allclose(x.grad, 3 * y)
+
+    def test_change_their_arguments_in_place(self, named):
+        x = torch.ones(2)
+        each(named("double_in_place"), [(x,), (x,)])
+        assert torch.equal(x, 4 * torch.ones(2))
+
+    def test_end_with_the_first_error(self, named):
+        with pytest.raises(ValueError, match="with a message"):
+            each(named("raises"), [("value",), ("exit",)])
+
+
+def test_many_calls_are_one_question(answers):
+    feed, asked = answers("Collector")().feed, []
+    answers.peer._send, send = (lambda *args: (asked.append(1), send(*args))), answers.peer._send
+    each(feed, [(number,) for number in range(100)])
+    assert len(asked) == 1
 
 
 def test_a_method_that_replaced_itself_is_the_new_one(answers):
