@@ -104,21 +104,24 @@ def taken_from(cells: list[dict], exercise: Exercise) -> Submission:
     by_grade_id = {cell.name or cell_id: cell_id for cell_id, cell in ids.items()}
     known_texts = {cell.source.strip(): cell_id for cell_id, cell in ids.items()}
     places = [_place(cell, ids, by_grade_id, known_texts) for cell in cells]
+    first: dict[str, int] = {}
+    for number, place in enumerate(places):
+        first.setdefault(place, number)
+    last = {place: number for number, place in enumerate(places)}
     submission, after = Submission(), ""
     for number, (cell, place) in enumerate(zip(cells, places, strict=True)):
         text = _text(cell)
         course_cell = ids.get(place)
-        # Of a copied answer cell the last counts, as in nbgrader; the others are the learner's own.
-        if (
-            course_cell
-            and course_cell.kind in ("solution", "written")
-            and place not in places[number + 1 :]
-        ):
+        is_answer = course_cell is not None and course_cell.kind in ("solution", "written")
+        # Of a copied answer cell the last counts, as in nbgrader, and the others are the learner's own; of any
+        # other copied cell the first. A copy leaves what follows it where it is.
+        counts = course_cell is not None and number == (last if is_answer else first)[place]
+        if is_answer and counts:
             submission.answers[course_cell.name] = text
-        elif text.strip() and (course_cell is None or course_cell.kind in ("solution", "written")):
+        elif text.strip() and (course_cell is None or is_answer):
             kind = "code" if cell.get("cell_type") == "code" else "markdown"
             submission.own_cells.append((after, kind, text))
-        if course_cell:
+        if counts:
             after = place
     del submission.own_cells[MAX_OWN_CELLS:]
     return submission
@@ -220,7 +223,8 @@ def _cells_of(raw: bytes) -> list[dict]:
     cells = document.get("cells")
     if cells is None and isinstance(document.get("worksheets"), list):  # nbformat 3
         sheets = [sheet for sheet in document["worksheets"] if isinstance(sheet, dict)]
-        cells = [cell for sheet in sheets for cell in sheet.get("cells") or []]
+        lists = [sheet["cells"] for sheet in sheets if isinstance(sheet.get("cells"), list)]
+        cells = [cell for listed in lists for cell in listed]
     if not isinstance(cells, list):
         raise SubmissionError("The file is no notebook: it has no cells.")
     return [cell for cell in cells if isinstance(cell, dict)]
@@ -247,7 +251,10 @@ def _text(cell: dict[str, Any]) -> str:
     source = cell.get("source", cell.get("input", ""))
     if isinstance(source, list):
         source = "".join(line for line in source if isinstance(line, str))
-    return source[:MAX_CELL] if isinstance(source, str) else ""
+    if not isinstance(source, str):
+        return ""
+    # JSON can name half a character of two; no file can hold it.
+    return source[:MAX_CELL].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def written(notebook: NotebookNode) -> str:
