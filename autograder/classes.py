@@ -11,7 +11,8 @@ from nbgrader.api import Gradebook
 from nbgrader.converters import Autograde, BaseConverter, GenerateFeedback
 from nbgrader.converters.base import NbGraderException
 from nbgrader.coursedir import CourseDirectory
-from sqlalchemy.exc import SAWarning
+from sqlalchemy import create_engine
+from sqlalchemy.exc import ArgumentError, DBAPIError, SAWarning
 
 from autograder import engine
 from autograder.build import course_config, quiet_log, register
@@ -24,10 +25,11 @@ from autograder.notebooks import (
     rebuilt_notebook,
     written,
 )
+from autograder.pool import Job, grade_all
 from autograder.sandbox import Isolation
 from autograder.source import ROOT, exercise_paths
 
-__all__ = ["ClassFolder", "Score", "grade_class", "scores"]
+__all__ = ["ClassFolder", "GradebookMissing", "Score", "check_database", "grade_class", "scores"]
 
 MAX_TIMESTAMP = 100
 Progress = Callable[[str, int, int], None]
@@ -35,9 +37,16 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class ClassFolder:
-    """Where a class's files are."""
+    """Where a class's files are.
+
+    Attributes:
+        folder: with what was submitted; all else is written below it.
+        database: the gradebook as SQLAlchemy names it, ``postgresql+psycopg://…``; a SQLite file in the folder if
+            ``None``.
+    """
 
     folder: Path
+    database: str | None = None
 
     @property
     def submitted(self) -> Path:
@@ -67,7 +76,11 @@ class ClassFolder:
     @property
     def db_url(self) -> str:
         """The gradebook as SQLAlchemy names it."""
-        return f"sqlite:///{self.gradebook.resolve()}"
+        return self.database or f"sqlite:///{self.gradebook.resolve()}"
+
+
+class GradebookMissing(Exception):
+    """The database that was named cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,11 @@ class Score:
 
 
 def grade_class(
-    where: ClassFolder, isolation: Isolation, progress: Progress, due: str | None = None
+    where: ClassFolder,
+    isolation: Isolation,
+    progress: Progress,
+    due: str | None = None,
+    scheduler: str | None = None,
 ) -> list[str]:
     """Grades everything submitted and writes feedback; returns what needs somebody's attention.
 
@@ -95,8 +112,10 @@ def grade_class(
         isolation: ``"sandbox"``, or ``"process"`` where the instructor has chosen to do without.
         progress: called with what is done, how much of it, and of how much.
         due: the date by which the exercises were to be handed in, if they were.
+        scheduler: the address of a Dask scheduler whose workers grade; this machine's processors if ``None``.
 
     Raises:
+        ClusterMissing: there is no scheduler at the address.
         FileNotFoundError: nothing was submitted.
         SandboxMissing: no sandbox can be made here.
     """
@@ -110,11 +129,27 @@ def grade_class(
             for era in eras:
                 gradebook.update_or_create_assignment(era, duedate=due)
     notes = _take_in(where, progress)
-    notes += _grade_distinct(where, isolation, progress)
+    notes += _grade_distinct(where, isolation, progress, scheduler)
     for era in eras:
         notes += _convert(Autograde, where, era, isolation, progress, "recording")
         notes += _convert(GenerateFeedback, where, era, isolation, progress, "feedback")
     return notes
+
+
+def check_database(url: str) -> None:
+    """Says at once, and not after an hour of grading, when a database cannot be used.
+
+    Raises:
+        GradebookMissing: the name is none, its driver is not installed, or nobody answers.
+    """
+    try:
+        create_engine(url).connect().close()
+    except (ArgumentError, DBAPIError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise GradebookMissing(
+            f"The gradebook cannot be opened: {reason}\nA name looks like "
+            "postgresql+psycopg://user:password@host/database; the database itself must exist."
+        ) from error
 
 
 def scores(db_url: str) -> list[Score]:
@@ -184,29 +219,31 @@ def _copy_timestamp(submitted: Path, place: Path) -> None:
     (place / "timestamp.txt").write_text(text)
 
 
-def _grade_distinct(where: ClassFolder, isolation: Isolation, progress: Progress) -> list[str]:
+def _grade_distinct(
+    where: ClassFolder, isolation: Isolation, progress: Progress, scheduler: str | None
+) -> list[str]:
     """Grades every distinct notebook into the cache, in parallel; recording then finds it there."""
     import nbformat
 
-    here, jobs, names = engine.default(isolation), {}, {}
+    here = engine.default(isolation)
+    jobs: dict[str, Job] = {}
+    names: list[str] = []
     for path in sorted(where.intake.glob("*/*/*.ipynb")):
         exercise = find_exercise(path.parent.name, path.stem)
         cells = graded_cells(nbformat.read(path, as_version=4), exercise)
-        key = here.key(exercise, cells)
-        if key not in jobs and not here.known(exercise, cells):
-            jobs[key] = (exercise.era, exercise.name, cells)
-            names[len(jobs) - 1] = f"{path.parent.parent.name}, {exercise.era}/{exercise.name}"
+        job = Job(exercise.era, exercise.name, cells, here.key(exercise, cells))
+        if job.key not in jobs and not here.known(exercise, cells):
+            jobs[job.key] = job
+            names.append(f"{path.parent.parent.name}, {exercise.era}/{exercise.name}")
     notes = []
     if jobs:
         progress("grading", 0, len(jobs))
-        for done, (number, trouble) in enumerate(
-            engine.grade_all(jobs.values(), isolation), start=1
-        ):
-            progress("grading", done, len(jobs))
-            if trouble:
-                notes.append(
-                    f"{names[number]}: the grader failed: {trouble.strip().splitlines()[-1]}"
-                )
+    graded = grade_all(jobs.values(), isolation, scheduler)
+    for done, (number, trouble) in enumerate(graded, start=1):
+        progress("grading", done, len(jobs))
+        if trouble:
+            last = trouble.strip().splitlines()[-1]
+            notes.append(f"{names[number]}: the grader failed: {last}")
     return notes
 
 

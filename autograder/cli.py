@@ -3,6 +3,7 @@
 import functools
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,15 @@ IsolationOption = Annotated[
     str,
     typer.Option(
         help="'sandbox', or 'process' where there are no Linux namespaces (see SECURITY.md)."
+    ),
+]
+
+
+DatabaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--db",
+        help="The gradebook, as SQLAlchemy names it (postgresql+psycopg://…); FOLDER/gradebook.db if none.",
     ),
 ]
 
@@ -78,15 +88,33 @@ def check_notebook(
 @app.command()
 def grade(
     folder: Annotated[
-        Path, typer.Argument(help="The class: FOLDER/submitted/<student>/<era>/<exercise>.ipynb.")
+        Path,
+        typer.Argument(
+            help="The class: FOLDER/submitted/<student>/<era>/<exercise>.ipynb; or the zip file in which Canvas or "
+            "Moodle hand out its submissions, unpacked into the folder of its name."
+        ),
     ] = ROOT,
     isolation: IsolationOption = "sandbox",
     due: Annotated[
         str | None, typer.Option(help="Due date, e.g. '2025-03-03 12:00:00 UTC'.")
     ] = None,
+    database: DatabaseOption = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="Grade on the workers of this Dask scheduler, e.g. tcp://10.0.0.1:8786."),
+    ] = None,
 ) -> None:
     """Grade a class into its gradebook and write feedback."""
-    _grade(folder, isolation, due)
+    from autograder.classes import ClassFolder, check_database
+    from autograder.intake import unpack
+
+    if database:
+        check_database(database)
+    notes = []
+    if folder.suffix == ".zip":
+        archive, folder = folder, folder.with_suffix("")
+        notes = unpack(archive, ClassFolder(folder).submitted)
+    _grade(ClassFolder(folder, database), isolation, due, scheduler, notes)
 
 
 @app.command("sample-class")
@@ -102,6 +130,7 @@ def sample_class(
 
     Where no sandbox can be made, the hostile ones are left out and the rest is graded without one.
     """
+    from autograder.classes import ClassFolder
     from autograder.sample_class.make import DUE, make_sample_class
     from autograder.sandbox import SandboxMissing, check_sandbox
 
@@ -117,13 +146,18 @@ def sample_class(
         make_sample_class(folder, harmless=isolation == "process")
     except FileExistsError as error:
         raise typer.BadParameter(str(error)) from error
-    _grade(folder, isolation, DUE)
+    _grade(ClassFolder(folder), isolation, DUE)
 
 
-def _grade(folder: Path, isolation: str, due: str | None) -> None:
-    from autograder.classes import ClassFolder, grade_class, relative
+def _grade(
+    where: "ClassFolder",
+    isolation: str,
+    due: str | None,
+    scheduler: str | None = None,
+    notes: Iterable[str] = (),
+) -> None:
+    from autograder.classes import grade_class, relative
 
-    where = ClassFolder(folder)
     with _progress() as bar:
         tasks: dict[str, int] = {}
 
@@ -132,19 +166,25 @@ def _grade(folder: Path, isolation: str, due: str | None) -> None:
                 tasks[what] = bar.add_task(what, total=total)
             bar.update(tasks[what], completed=done)
 
-        notes = grade_class(where, isolation, show, due)
+        notes = [*notes, *grade_class(where, isolation, show, due, scheduler)]
     show_scores(where)
     for note in notes:
         console.print(f"[yellow]![/] {escape(note)}")
-    console.print(f"gradebook  {relative(where.gradebook)}\nfeedback   {relative(where.feedback)}")
+    gradebook = _without_password(where.database) if where.database else relative(where.gradebook)
+    console.print(f"gradebook  {gradebook}\nfeedback   {relative(where.feedback)}")
 
 
 @app.command()
-def scores(folder: Annotated[Path, typer.Argument(help="The class's folder.")] = ROOT) -> None:
+def scores(
+    folder: Annotated[Path, typer.Argument(help="The class's folder.")] = ROOT,
+    database: DatabaseOption = None,
+) -> None:
     """Print the scores a class's gradebook holds."""
-    from autograder.classes import ClassFolder
+    from autograder.classes import ClassFolder, check_database
 
-    show_scores(ClassFolder(folder))
+    if database:
+        check_database(database)
+    show_scores(ClassFolder(folder, database))
 
 
 @app.command()
@@ -227,12 +267,21 @@ def show_scores(where: "ClassFolder") -> None:
 
 def main() -> None:
     """Entry of the command; errors that the user can mend are one message, not a traceback."""
+    from autograder.classes import GradebookMissing
     from autograder.notebooks import SubmissionError
+    from autograder.pool import ClusterMissing
     from autograder.sandbox import SandboxMissing
 
     try:
         app()
-    except (SourceError, SandboxMissing, SubmissionError, FileNotFoundError) as error:
+    except (
+        SourceError,
+        ClusterMissing,
+        GradebookMissing,
+        SandboxMissing,
+        SubmissionError,
+        FileNotFoundError,
+    ) as error:
         _stop(str(error))
     except KeyboardInterrupt:
         _stop("Interrupted. What was graded is kept; run the same command again to continue.")
@@ -273,6 +322,12 @@ def _era_of(notebook: Path) -> str:
             f"{notebook.name} is named like no exercise. The exercises are {known}."
         )
     return eras[0]
+
+
+def _without_password(database: str) -> str:
+    from sqlalchemy import make_url
+
+    return make_url(database).render_as_string(hide_password=True)
 
 
 def _progress() -> Progress:

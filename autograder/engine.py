@@ -1,19 +1,14 @@
 """Grades notebooks, each distinct one once: results are kept under a hash of all they depend on."""
 
 import atexit
-import contextlib
 import functools
 import hashlib
 import importlib.metadata
-import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from autograder.loader import find_exercise
 from autograder.sandbox import Isolation
 from autograder.secret import course_secret
 from autograder.session import GradingFailed, Session
@@ -46,12 +41,18 @@ class Engine:
             GradingFailed: the grader itself failed, several times over.
             SandboxMissing: no sandbox can be made here.
         """
-        path = self.cache / f"{self.key(exercise, cells)}.json"
+        key = self.key(exercise, cells)
+        path = self._path(key)
         if path.is_file():
             return json.loads(path.read_text())
         result = self._graded(exercise, cells)
-        write_whole(path, json.dumps(result).encode())
+        self.keep(key, result)
         return result
+
+    def keep(self, key: str, result: dict) -> None:
+        """Puts a result into the cache."""
+        if not self._path(key).is_file():
+            write_whole(self._path(key), json.dumps(result).encode())
 
     def prepare(self, exercise: Exercise) -> None:
         """Has what an exercise is prepared with computed and kept, if it is not yet.
@@ -74,7 +75,7 @@ class Engine:
 
     def known(self, exercise: Exercise, cells: list[dict]) -> bool:
         """Whether the result is in the cache."""
-        return (self.cache / f"{self.key(exercise, cells)}.json").is_file()
+        return self._path(self.key(exercise, cells)).is_file()
 
     def key(self, exercise: Exercise, cells: list[dict]) -> str:
         """A hash of everything the result depends on: answers, tests, bank, secret, grader, device."""
@@ -87,6 +88,9 @@ class Engine:
             self._session.close()
             self._session = None
             self._kept.clear()
+
+    def _path(self, key: str) -> Path:
+        return self.cache / f"{key}.json"
 
     def _warm(self) -> Session:
         """The warm processes, started when first asked for."""
@@ -146,44 +150,6 @@ def default(isolation: Isolation = "sandbox") -> Engine:
     engine = Engine(isolation)
     atexit.register(engine.close)
     return engine
-
-
-def grade_all(
-    jobs: Iterable[tuple[str, str, list[dict]]],
-    isolation: Isolation,
-    executor: Executor | None = None,
-) -> Iterator[tuple[int, str]]:
-    """Grades many notebooks into the cache, in parallel; yields each job's number with its trouble or ``""``.
-
-    Args:
-        jobs: era, exercise and cells of each notebook.
-        isolation: as for :class:`Engine`.
-        executor: where to run; by default one process for each processor.
-    """
-    jobs = list(jobs)
-    with executor or ProcessPoolExecutor(max_workers=min(len(jobs), os.cpu_count() or 1)) as pool:
-        # Each exercise is prepared once, not by every worker that meets it first.
-        exercises = sorted({job[:2] for job in jobs})
-        for _ in pool.map(_prepare_one, exercises, itertools.repeat(isolation)):
-            pass
-        waiting = {
-            pool.submit(_grade_one, *job, isolation): number for number, job in enumerate(jobs)
-        }
-        for done in as_completed(waiting):
-            yield waiting[done], done.result()
-
-
-def _prepare_one(exercise: tuple[str, str], isolation: Isolation) -> None:
-    with contextlib.suppress(GradingFailed):  # grading will meet it again, and say so
-        default(isolation).prepare(find_exercise(*exercise))
-
-
-def _grade_one(era: str, name: str, cells: list[dict], isolation: Isolation) -> str:
-    try:
-        default(isolation).grade(find_exercise(era, name), cells)
-    except GradingFailed as error:
-        return str(error)
-    return ""
 
 
 @functools.cache

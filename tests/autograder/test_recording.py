@@ -1,0 +1,222 @@
+"""What reaches the gradebook: once, whole, and in whichever database, whatever is killed on the way."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from nbgrader.api import Gradebook
+
+from autograder import engine
+from autograder.classes import (
+    ClassFolder,
+    GradebookMissing,
+    check_database,
+    grade_class,
+    scores,
+)
+from autograder.engine import Engine
+from autograder.loader import find_exercise
+from autograder.sample_class.make import answered, right
+from autograder.source import ROOT
+
+ATTENTION = find_exercise("transformer", "attention")
+RELEASED = ROOT / "exercises" / "transformer" / "attention.ipynb"
+KILLS = 50
+
+
+def make_class(folder):
+    """Three students: all right, one part wrong, nothing answered."""
+    answers = right(ATTENTION)
+    wrong = answers | {"attention": answers["attention"].replace("math.sqrt(d_k)", "d_k")}
+    assert wrong != answers
+    for student, given in (("ada", answers), ("bob", wrong), ("cyd", {})):
+        path = folder / "submitted" / student / "transformer" / "attention.ipynb"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(answered(ATTENTION, json.loads(RELEASED.read_text()), given)))
+    return folder
+
+
+def rows(db_url):
+    """Everything the gradebook says of the class, without its own numbers and times."""
+    with Gradebook(db_url, "from-attention-to-reasoning") as gradebook:
+        return [
+            (
+                submission.student.id,
+                submission.assignment.name,
+                notebook.name,
+                [
+                    (g.cell.name, g.auto_score, g.manual_score, g.max_score, g.needs_manual_grade)
+                    for g in sorted(notebook.grades, key=lambda grade: grade.cell.name)
+                ],
+                [
+                    (c.name, c.auto_comment)
+                    for c in sorted(notebook.comments, key=lambda comment: comment.name)
+                ],
+            )
+            for assignment in gradebook.assignments
+            for submission in sorted(
+                gradebook.assignment_submissions(assignment.name), key=lambda s: s.student.id
+            )
+            for notebook in submission.notebooks
+        ]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A cache of its own, kept from test to test."""
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture
+def grade(results, monkeypatch):
+    """Grades a class with that cache."""
+    here = Engine("process", cache=results)
+    monkeypatch.setattr(engine, "default", lambda isolation: here)
+    yield lambda where: grade_class(where, "process", lambda *progress: None)
+    here.close()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, results):
+    """The rows of a run that nobody disturbed, and the seconds it took with everything prepared."""
+    monkeypatch = pytest.MonkeyPatch()
+    here = Engine("process", cache=results)
+    monkeypatch.setattr(engine, "default", lambda isolation: here)
+    where = ClassFolder(make_class(tmp_path_factory.mktemp("class")))
+    assert grade_class(where, "process", lambda *progress: None) == []
+    forget(results)
+    start = time.monotonic()
+    assert grade_class(where, "process", lambda *progress: None) == []
+    here.close()
+    monkeypatch.undo()
+    return rows(where.db_url), time.monotonic() - start
+
+
+def forget(results: Path):
+    """Removes the results, not what the exercise was prepared with."""
+    for path in results.glob("*.json"):
+        path.unlink()
+
+
+# -- PostgreSQL -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory):
+    """The URL of an empty database on a server of its own, reached through a socket file."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin")) or [
+        Path(found).parent for found in [shutil.which("initdb")] if found
+    ]
+    if not programs:
+        pytest.skip("PostgreSQL is not installed (Debian: apt install postgresql)")
+    # A server refuses to be root.
+    user = "postgres" if os.geteuid() == 0 else None
+    folder = Path(subprocess.check_output(["mktemp", "-d", "/tmp/pgXXXXXX"], text=True).strip())
+    if user:
+        shutil.chown(folder, user)
+
+    def run(program, *arguments):
+        command = [programs[-1] / program, *arguments]
+        subprocess.run(command, check=True, capture_output=True, user=user, cwd=folder)
+
+    data = folder / "data"
+    try:
+        run("initdb", "-D", data, "-U", "course", "-A", "trust", "-E", "UTF8", "--no-sync")
+        options = f"-c listen_addresses= -k {folder} -c fsync=off"
+        run("pg_ctl", "-D", data, "-w", "-o", options, "-l", folder / "log", "start")
+        run("createdb", "-h", folder, "-U", "course", "gradebook")
+        yield f"postgresql+psycopg://course@/gradebook?host={folder}"
+    finally:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            run("pg_ctl", "-D", data, "-m", "immediate", "stop")
+        shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_postgresql_holds_the_same_rows_as_sqlite(postgres, tmp_path, grade, uninterrupted):
+    where = ClassFolder(make_class(tmp_path), postgres)
+    check_database(postgres)
+    assert grade(where) == []
+    assert rows(postgres) == uninterrupted[0]
+    assert not where.gradebook.exists()
+    ada, bob, cyd = (s.auto for s in scores(postgres) if s.exercise == ATTENTION.name)
+    assert ada == 14
+    assert 0 < bob < ada
+    assert cyd == 0
+    assert len(list(where.feedback.rglob("*.html"))) == 3
+    assert grade(where) == []
+    assert rows(postgres) == uninterrupted[0]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "gradebook",
+        "oracle9://x/y",
+        "postgresql+psycopg://nobody@127.0.0.1:1/none",
+        "sqlite:////no/such/folder/gradebook.db",
+    ],
+)
+def test_a_database_that_cannot_be_used_is_refused_before_anything_is_graded(url):
+    with pytest.raises(GradebookMissing, match="cannot be opened"):
+        check_database(url)
+
+
+# -- interruption -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_fifty_kills_at_random_moments_lose_nothing_and_record_nothing_twice(
+    tmp_path, results, uninterrupted
+):
+    expected, seconds = uninterrupted
+    where = ClassFolder(make_class(tmp_path))
+    chance = random.Random(0)
+    forget(results)
+    killed = 0
+    while killed < KILLS:
+        if chance.random() < 0.2:
+            forget(results)
+        run = start_run(where, results)
+        time.sleep(chance.uniform(0, seconds))
+        family = [run, *run.children(recursive=True)]
+        workers = run.children()
+        for victim in chance.choice([[run], workers, family]):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
+                killed += 1
+        finish(run, family)
+    last = start_run(where, results)
+    assert finish(last, [last]) == 0
+    assert rows(where.db_url) == expected
+    assert len(list(where.feedback.rglob("*.html"))) == 3
+
+
+def start_run(where, results) -> psutil.Process:
+    """A run in a process of its own, which has imported everything already."""
+    child = os.fork()
+    if child:
+        return psutil.Process(child)
+    code = 1
+    try:
+        os.setsid()
+        here = Engine("process", cache=results)
+        engine.default = lambda isolation: here
+        code = len(grade_class(where, "process", lambda *progress: None))
+    finally:
+        os._exit(code)
+
+
+def finish(run, family) -> int:
+    """Waits for a run to end and checks that none of its processes goes on; gives its exit code."""
+    _, status = os.waitpid(run.pid, 0)
+    _, alive = psutil.wait_procs(set(family) - {run}, timeout=20)
+    assert not alive, f"still running: {alive}"
+    return os.waitstatus_to_exitcode(status)
