@@ -286,7 +286,7 @@ class Peer:
             return METHOD
         value = decoder.decode(message.get("value"))
         if "graph" in message:
-            value = self._join_graph(message["graph"], value, encoder.in_call)
+            self._join_graph(message["graph"], decoder.in_call, encoder.in_call)
         self._note("ok", value)
         return value
 
@@ -294,14 +294,12 @@ class Peer:
         if self.trace:
             self.trace((outcome, value))
 
-    def _join_graph(self, number: int, value: Any, inputs: list[Tensor]) -> Any:
-        """Gives the result's tensors a backward pass that runs over there."""
+    def _join_graph(self, number: int, outputs: list[Tensor], inputs: list[Tensor]) -> None:
+        """Gives tensors that came back a backward pass which runs over there, wherever they stand."""
         if type(number) is not int:
             raise ProtocolError("a graph that has no number")
-        outputs = [tensor for tensor in _tensors(value) if tensor.requires_grad]
-        joined = _Remote.apply(self, number, outputs, torch.empty(0, requires_grad=True), *inputs)
-        replaced = {id(old): new for old, new in zip(outputs, joined, strict=True)}
-        return _replace(value, replaced)
+        anchor = torch.empty(0, requires_grad=True)
+        _Remote.apply(self, number, len(outputs), anchor, *outputs, *inputs)
 
     # -- requests -----------------------------------------------------------------------------------------
 
@@ -379,13 +377,12 @@ class Peer:
         changed = [i for i, shared in enumerate(decoder.shared) if _changed(shared, before[i])]
         if changed:
             reply["changed"] = [[i, encoder.encode(_fresh(decoder.shared[i]))] for i in changed]
-            encoder.in_call.clear()
         reply["value"] = encoder.encode(value)
         if encoder.in_call:
             if len(self._graphs) >= MAX_GRAPHS:
                 raise RuntimeError("too many results whose gradients may still be asked for")
             reply["graph"] = self._next_number()
-            self._graphs[reply["graph"]] = (decoder.leaves, encoder.in_call)
+            self._graphs[reply["graph"]] = (decoder.in_call, encoder.in_call)
         return reply, encoder
 
     def _backward(self, number: int, gradients: list) -> list:
@@ -481,23 +478,25 @@ class Peer:
 
 
 class _Remote(torch.autograd.Function):
-    """A call that ran in the other process: forward hands its results on, backward asks for the gradients."""
+    """A call that ran in the other process: its results stay as they are, backward asks for the gradients."""
 
     @staticmethod
     def forward(
-        ctx: Any, peer: Peer, number: int, outputs: list, anchor: Tensor, *inputs: Tensor
+        ctx: Any, peer: Peer, number: int, outputs: int, anchor: Tensor, *tensors: Tensor
     ) -> tuple:
-        ctx.peer, ctx.number, ctx.inputs = peer, number, len(inputs)
+        ctx.peer, ctx.number = peer, number
+        ctx.outputs, ctx.inputs = outputs, len(tensors) - outputs
         ctx.set_materialize_grads(False)
+        ctx.mark_dirty(*tensors[:outputs])  # they join the graph themselves, without a copy
         weakref.finalize(ctx, peer.forget, number).atexit = False
-        return tuple(output.detach() for output in outputs)
+        return tensors[:outputs]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple:
         answer = ctx.peer.ask("backward", args=(ctx.number, list(gradients)), kwargs={})
         if type(answer) is not list or len(answer) != ctx.inputs:
             raise ProtocolError("not one gradient for each input")
-        return (None, None, None, None, *answer)
+        return (None, None, None, None, *[None] * ctx.outputs, *answer)
 
 
 def _check_name(name: object) -> None:
@@ -518,34 +517,6 @@ def _of_its_own(value: Any) -> Any:
 
 def _is_method(value: object, of: object) -> bool:
     return type(value) is types.MethodType and value.__self__ is of
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    """The tensors in a result, each once, in the order in which :class:`Encoder` writes them."""
-    found: dict[int, Tensor] = {}
-
-    def visit(item: Any) -> None:
-        if isinstance(item, Tensor):
-            found.setdefault(id(item), item)
-        elif type(item) in (list, tuple):
-            for part in item:
-                visit(part)
-        elif type(item) is dict:
-            for part in item.values():
-                visit(part)
-
-    visit(value)
-    return list(found.values())
-
-
-def _replace(value: Any, replaced: dict[int, Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return replaced.get(id(value), value)
-    if type(value) in (list, tuple):
-        return type(value)(_replace(part, replaced) for part in value)
-    if type(value) is dict:
-        return {key: _replace(part, replaced) for key, part in value.items()}
-    return value
 
 
 def _snapshot(value: Any) -> Any:

@@ -306,12 +306,13 @@ class Decoder(_Counted):
     Args:
         buffers: the message's raw bytes.
         object_of: gives the object or stand-in for a handle's tag.
-        graph: whether tensors marked as part of the call's graph become leaves that require gradients.
+        graph: whether tensors marked as part of the call's graph become leaves that require gradients; otherwise
+            the graph is over there, and they wait to be joined to it.
         classes: dataclasses and named tuples of given cells, by name.
 
     Attributes:
         shared: every mutable value rebuilt so far, in the order in which they were written.
-        leaves: the leaves of the call's graph, in order.
+        in_call: the tensors that take part in the call's graph, in order; its leaves where it begins here.
     """
 
     def __init__(
@@ -328,7 +329,7 @@ class Decoder(_Counted):
         self.graph = graph
         self.classes = classes
         self.shared: list[object] = []
-        self.leaves: list[Tensor] = []
+        self.in_call: list[Tensor] = []
         # How many values each shared one holds, and how deep; None while it is read.
         self._extents: list[tuple[int, int] | None] = []
 
@@ -463,10 +464,10 @@ class Decoder(_Counted):
     def _read_T(self, body: dict, depth: int) -> Tensor:
         tensor = self._plain_tensor(body)
         grad = body.get("grad")
-        if grad == "call" and self.graph:
-            leaf = tensor.requires_grad_()
-            self.leaves.append(leaf)
-            tensor = leaf.clone()  # what arrives may be changed in place; a leaf may not
+        if grad == "call":
+            self.in_call.append(tensor.requires_grad_(self.graph))
+            if self.graph:
+                tensor = tensor.clone()  # what arrives may be changed in place; a leaf may not
         elif grad is not None:
             tensor.requires_grad_()
             if "gradient" in body:
@@ -487,7 +488,9 @@ class Decoder(_Counted):
         if not raw:
             tensor = torch.empty(shape, dtype=dtype)
         else:
-            tensor = torch.frombuffer(bytearray(raw), dtype=dtype).reshape(shape)
+            tensor = torch.frombuffer(bytearray(raw), dtype=dtype).resize_(
+                shape
+            )  # a view could join no graph
         return (
             tensor.to("cuda") if body["device"] == "cuda" and torch.cuda.is_available() else tensor
         )

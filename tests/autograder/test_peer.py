@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -66,7 +67,22 @@ class Collector:
         return self.total.add_(number)
 
 
+class Record(NamedTuple):
+    """As a given cell would define it."""
+
+    double: torch.Tensor
+    again: torch.Tensor
+
+
+def record(x):
+    double = 2 * x
+    return Record(double, double)
+
+
 NAMES = {
+    "record": record,
+    "members": lambda x: {3 * x},
+    "keep": lambda items, x: items.append(5 * x),
     "Collector": Collector,
     "Scale": Scale,
     "product": lambda x, y: (x * y).sum(),
@@ -92,9 +108,10 @@ NAMES = {
 def answers():
     """Looks names up on the other side of a pipe, as an examiner does."""
     ours, theirs = socket.socketpair()
-    server = Peer(theirs, services={"get": NAMES.__getitem__}, allowed=EVERYTHING)
+    classes = {"Record": Record}
+    server = Peer(theirs, services={"get": NAMES.__getitem__}, allowed=EVERYTHING, classes=classes)
     threading.Thread(target=server.serve, daemon=True).start()
-    peer = Peer(ours, allowed=ALLOWED)
+    peer = Peer(ours, allowed=ALLOWED, classes=classes)
 
     def get(name):
         return peer.ask("service", name="get", args=(name,), kwargs={})
@@ -116,6 +133,16 @@ def test_gradients_through_nested_results(answers):
     found = answers("pair")(x, y)
     (found["sum"].sum() + (3 * found["both"][0]).sum()).backward()
     assert torch.allclose(x.grad, 1 + 3 * y.detach())
+
+
+def test_gradients_reach_what_stands_anywhere_in_a_result(answers):
+    x = torch.randn(4, requires_grad=True)
+    found, items = answers("record")(x), []
+    [member] = answers("members")(x)
+    answers("keep")(items, x)
+    assert found.double is found.again
+    (found.double.sum() + member.sum() + items[0].sum()).backward()
+    assert torch.equal(x.grad, torch.full((4,), 2.0 + 3 + 5))
 
 
 def test_gradcheck_passes_through_the_pipe(answers):
