@@ -231,9 +231,10 @@ def _grade_distinct(
     for path in sorted(where.intake.glob("*/*/*.ipynb")):
         exercise = find_exercise(path.parent.name, path.stem)
         cells = graded_cells(nbformat.read(path, as_version=4), exercise)
-        job = Job(exercise.era, exercise.name, cells, here.key(exercise, cells))
-        if job.key not in jobs and not here.known(exercise, cells):
-            jobs[job.key] = job
+        key = here.key(exercise, cells)
+        if key not in jobs and here.known(exercise, cells) is None:
+            record = here.record(exercise, cells)
+            jobs[key] = Job(exercise.era, exercise.name, cells, key, record)
             names.append(f"{path.parent.parent.name}, {exercise.era}/{exercise.name}")
     notes = []
     if jobs:

@@ -2,7 +2,6 @@
 
 import atexit
 import functools
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -13,6 +12,7 @@ from autograder.sandbox import Isolation
 from autograder.secret import course_secret
 from autograder.session import GradingFailed, Session
 from autograder.source import ROOT, Exercise
+from autograder.verdicts import assembled, hashed, joined
 
 __all__ = ["Engine", "default", "write_whole"]
 
@@ -22,7 +22,17 @@ LEAST_SECONDS, TIMES_REFERENCE = 10.0, 20.0
 CHANGED_SECONDS = 4.0
 TRIES = 3
 # The modules of this package that a result depends on; a change of the others grades nobody anew.
-GRADER = ("engine", "examiner", "hidden", "loader", "sandbox", "secret", "session", "source")
+GRADER = (
+    "engine",
+    "examiner",
+    "hidden",
+    "loader",
+    "sandbox",
+    "secret",
+    "session",
+    "source",
+    "verdicts",
+)
 
 
 class Engine:
@@ -35,24 +45,51 @@ class Engine:
         self._kept: dict[str, dict[str, float]] = {}
 
     def grade(self, exercise: Exercise, cells: list[dict]) -> dict:
-        """The result for a notebook (:func:`autograder.examiner.examine`), from the cache where it is known.
+        """The result for a notebook (:func:`autograder.verdicts.assembled`); only tests not yet known are run.
 
         Raises:
             GradingFailed: the grader itself failed, several times over.
             SandboxMissing: no sandbox can be made here.
         """
-        key = self.key(exercise, cells)
-        path = self._path(key)
-        if path.is_file():
-            return json.loads(path.read_text())
-        result = self._graded(exercise, cells)
-        self.keep(key, result)
+        result = self.known(exercise, cells)
+        if result is None:
+            self.find_out(exercise, cells)
+            result = self.known(exercise, cells)
         return result
 
-    def keep(self, key: str, result: dict) -> None:
-        """Puts a result into the cache."""
-        if not self._path(key).is_file():
-            write_whole(self._path(key), json.dumps(result).encode())
+    def known(self, exercise: Exercise, cells: list[dict]) -> dict | None:
+        """The result for a notebook where every test is known, ``None`` where one would have to run."""
+        return assembled(exercise, self.record(exercise, cells))
+
+    def record(self, exercise: Exercise, cells: list[dict]) -> dict:
+        """All that is known of a notebook (:mod:`autograder.verdicts`)."""
+        path = self._path(exercise, cells)
+        return json.loads(path.read_text()) if path.is_file() else joined()
+
+    def keep(self, exercise: Exercise, cells: list[dict], record: dict) -> None:
+        """Adds to what is known of a notebook."""
+        whole = joined(self.record(exercise, cells), record)
+        write_whole(self._path(exercise, cells), json.dumps(whole).encode())
+
+    def find_out(self, exercise: Exercise, cells: list[dict]) -> None:
+        """Runs the tests of a notebook that are not known yet, and keeps what they find.
+
+        Raises:
+            GradingFailed: the grader itself failed, several times over.
+            SandboxMissing: no sandbox can be made here.
+        """
+        passed = {k: v["passed"] for k, v in self.record(exercise, cells)["tests"].items()}
+        for attempt in range(1, TRIES + 1):
+            try:
+                limits = self._prepared(exercise)
+                name = f"{exercise.era}/{exercise.name}"
+                found = self._warm().grade(name, cells, limits, passed)
+                self.keep(exercise, cells, found)
+                return
+            except GradingFailed:
+                self.close()
+                if attempt == TRIES:
+                    raise
 
     def prepare(self, exercise: Exercise) -> None:
         """Has what an exercise is prepared with computed and kept, if it is not yet.
@@ -73,14 +110,9 @@ class Engine:
         limits = {cell.name: CHANGED_SECONDS for cell in exercise.cells if cell.kind == "test"}
         return self._warm().notice(f"{exercise.era}/{exercise.name}", changes, limits)
 
-    def known(self, exercise: Exercise, cells: list[dict]) -> bool:
-        """Whether the result is in the cache."""
-        return self._path(self.key(exercise, cells)).is_file()
-
     def key(self, exercise: Exercise, cells: list[dict]) -> str:
         """A hash of everything the result depends on: answers, tests, bank, secret, grader, device."""
-        answers = [[cell["name"], cell["source"]] for cell in cells]
-        return _hash(self._exercise_key(exercise), self.isolation, json.dumps(answers))
+        return hashed(self._exercise_key(exercise), self._notebook_key(exercise, cells))
 
     def close(self) -> None:
         """Ends the warm processes."""
@@ -89,25 +121,14 @@ class Engine:
             self._session = None
             self._kept.clear()
 
-    def _path(self, key: str) -> Path:
-        return self.cache / f"{key}.json"
+    def _path(self, exercise: Exercise, cells: list[dict]) -> Path:
+        return self.cache / f"{self._notebook_key(exercise, cells)}.json"
 
     def _warm(self) -> Session:
         """The warm processes, started when first asked for."""
         if self._session is None:
             self._session = Session(self.isolation)
         return self._session
-
-    def _graded(self, exercise: Exercise, cells: list[dict]) -> dict:
-        for attempt in range(1, TRIES + 1):
-            try:
-                limits = self._prepared(exercise)
-                return self._warm().grade(f"{exercise.era}/{exercise.name}", cells, limits)
-            except GradingFailed:
-                self.close()
-                if attempt == TRIES:
-                    raise
-        raise AssertionError("unreachable")
 
     def _prepared(self, exercise: Exercise) -> dict[str, float]:
         """Has the warm examiner know the exercise; returns the seconds each test may take."""
@@ -128,20 +149,19 @@ class Engine:
         return self._kept[name]
 
     def _exercise_key(self, exercise: Exercise) -> str:
+        """A hash of what an exercise is prepared from: a better sentence in its text changes nothing."""
         bank = ROOT / "autograder" / "misconceptions" / exercise.era / f"{exercise.name}.py"
-        # What runs; a better sentence in the text grades nobody anew.
-        code = [
-            [cell.kind, cell.name, cell.source]
-            for cell in exercise.cells
-            if cell.kind in ("given", "solution", "test")
-        ]
-        return _hash(
-            json.dumps([exercise.era, exercise.name, code]),
+        return hashed(
+            _code(exercise, "given", "solution", "test"),
             bank.read_text() if bank.is_file() else "",
-            course_secret(),
-            _grader_version(),
-            os.environ.get("LAB_DEVICE", "cpu"),
+            *_surroundings(),
         )
+
+    def _notebook_key(self, exercise: Exercise, cells: list[dict]) -> str:
+        """A hash of what every verdict on a notebook depends on, whichever the test."""
+        answers = [[cell["name"], cell["source"]] for cell in cells]
+        code = _code(exercise, "given", "solution")
+        return hashed(code, self.isolation, json.dumps(answers), *_surroundings())
 
 
 @functools.cache
@@ -152,20 +172,21 @@ def default(isolation: Isolation = "sandbox") -> Engine:
     return engine
 
 
+def _code(exercise: Exercise, *kinds: str) -> str:
+    cells = [[cell.kind, cell.name, cell.source] for cell in exercise.cells if cell.kind in kinds]
+    return json.dumps([exercise.era, exercise.name, cells])
+
+
+def _surroundings() -> tuple[str, str, str]:
+    return course_secret(), _grader_version(), os.environ.get("LAB_DEVICE", "cpu")
+
+
 @functools.cache
 def _grader_version() -> str:
     files = [ROOT / "autograder" / f"{name}.py" for name in GRADER]
     for folder in ("autograder/split", "autograder/misconceptions", "lab"):
         files += sorted((ROOT / folder).glob("*.py"))
-    return _hash(importlib.metadata.version("torch"), *(file.read_text() for file in files))
-
-
-def _hash(*parts: str) -> str:
-    whole = hashlib.sha256()
-    for part in parts:
-        raw = part.encode("utf-8", "surrogatepass")
-        whole.update(len(raw).to_bytes(8, "big") + raw)
-    return whole.hexdigest()
+    return hashed(importlib.metadata.version("torch"), *(file.read_text() for file in files))
 
 
 def write_whole(path: Path, data: bytes) -> None:

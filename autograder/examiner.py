@@ -35,6 +35,7 @@ from autograder.split import zygote
 from autograder.split.learner import given_classes, seed_torch
 from autograder.split.peer import Peer, PeerGone, PeerTimeout, StandIn
 from autograder.split.values import ProtocolError
+from autograder.verdicts import cells_key, test_key
 from lab import check
 from lab.check import CheckFailed
 
@@ -171,7 +172,11 @@ class Grader:
 
 
 def examine(
-    exercise: Exercise, cells: list[dict], limits: dict[str, float], grader: Grader
+    exercise: Exercise,
+    cells: list[dict],
+    limits: dict[str, float],
+    passed: dict[str, bool],
+    grader: Grader,
 ) -> dict:
     """Grades the cells of one notebook.
 
@@ -179,31 +184,35 @@ def examine(
         exercise: the exercise as its author wrote it.
         cells: what the learner process runs, in order: ``{"name": part or "", "source": text}``.
         limits: seconds for each test.
+        passed: whether a test passed, by key (:func:`autograder.verdicts.test_key`), where that is known: it is not
+            run again.
         grader: starts and kills learner processes.
 
     Returns:
-        ``{"tests": {name: {"passed", "message", "misconception", "seconds", "log", "ended"}}, "cells": outcomes}``.
+        What was found out, as a record of :mod:`autograder.verdicts`.
     """
     base = _given_namespace(exercise)
     theirs = reference(exercise.era, exercise.name)
     learner = Learner(grader, cells, given_classes(base))
-    tests: dict[str, dict] = {}
+    found: dict[str, dict] = {}
+    failed: list[str] = []
     for part, test_cells in exercise.parts.items():
         _rerun_cell_that_failed(learner, part)
-        for cell in test_cells:
-            tests[cell.name] = _run_test(exercise, cell, base, learner, limits[cell.name])
-        failed = [cell for cell in test_cells if not tests[cell.name]["passed"]]
-        if failed:
-            surveys = {
-                cell.name: _survey(exercise, cell, base, learner, limits[cell.name])
-                for cell in failed
-                if not tests[cell.name]["ended"]
-            }
-            _name_misconceptions(exercise, part, surveys, tests)
+        keys = {test_key(exercise, cell, part, failed): cell for cell in test_cells}
+        unknown = {key: cell for key, cell in keys.items() if key not in passed}
+        before = cells_key(failed)
+        for key, cell in unknown.items():
+            found[key] = _run_test(exercise, cell, base, learner, limits[cell.name])
+        for key, cell in unknown.items():
+            if not (found[key]["passed"] or found[key]["ended"]):
+                survey = _survey(exercise, cell, base, learner, limits[cell.name])
+                found[key]["like"] = _explained_by(exercise, part, cell, survey)
+        if not all(found[key]["passed"] if key in found else passed[key] for key in keys):
+            failed.append(part)
             _lend(learner, exercise.cell(part), theirs)
     outcomes = [learner.outcomes[i] for i in range(len(cells))]
     learner.close()
-    return {"tests": tests, "cells": outcomes}
+    return {"tests": found, "cells": {before: outcomes}}
 
 
 def prepare(exercise: Exercise, grader: Grader) -> dict:
@@ -336,11 +345,11 @@ def _judge(exercise: Exercise, cell: Cell, namespace: dict) -> dict:
         except Exception as error:
             message = _hidden_message(error) if hidden else _visible_message(error, segment)
             return _failed(message, log="".join(traceback.format_exception(error))[-8000:])
-    return {"passed": True, "message": "", "misconception": None, "log": "", "ended": False}
+    return {"passed": True, "message": "", "like": [], "log": "", "ended": False}
 
 
 def _failed(message: str, log: str) -> dict:
-    return {"passed": False, "message": message, "misconception": None, "log": log, "ended": False}
+    return {"passed": False, "message": message, "like": [], "log": log, "ended": False}
 
 
 def _ended(error: BaseException, taken: float, seconds: float) -> str:
@@ -475,26 +484,14 @@ def _surveys_of_mistake(
         wrong.close()
 
 
-def _name_misconceptions(
-    exercise: Exercise, part: str, surveys: dict[str, list[tuple]], tests: dict[str, dict]
-) -> None:
-    """Names the wrong answer of the bank which gives, call by call, what the learner's gave.
-
-    An answer can share one test's behaviour with several of the bank; the one that explains most tests wins.
-    """
+def _explained_by(exercise: Exercise, part: str, cell: Cell, survey: list[tuple]) -> list[str]:
+    """The wrong answers of the bank which give in a test, call by call, what the learner's gave."""
     bank = _prepared[f"{exercise.era}/{exercise.name}"]["bank"]
-    explained: list[tuple[Misconception, list[str]]] = []
-    for mistake in misconceptions(exercise.era, exercise.name):
-        if mistake.part == part:
-            known = bank[mistake.name]
-            explained.append(
-                (mistake, [n for n, trace in surveys.items() if trace and alike(trace, known[n])])
-            )
-    for mistake, names in sorted(explained, key=lambda pair: -len(pair[1])):
-        for name in names:
-            if tests[name]["misconception"] is None:
-                tests[name]["misconception"] = mistake.name
-                tests[name]["message"] = f"{mistake.says}\n{tests[name]['message']}"
+    return [
+        mistake.name
+        for mistake in misconceptions(exercise.era, exercise.name)
+        if mistake.part == part and survey and alike(survey, bank[mistake.name][cell.name])
+    ]
 
 
 def _plain_trace(value: Any) -> Any:
@@ -550,6 +547,9 @@ def keep(name: str, raw: bytes) -> None:
     _prepared[name] = pickle.loads(raw)
     exercise = _exercise(name)
     reference(*name.split("/"))
+    for part, tests in exercise.parts.items():
+        for cell in tests:
+            test_key(exercise, cell, part, [])  # reads the bank
     for cell in exercise.cells:
         if cell.kind == "given":
             compiled(cell.source, f"<{_label(exercise, cell)}>")
@@ -575,7 +575,8 @@ def start(channel: socket.socket, order: dict) -> None:
         elif job["do"] == "notice":
             grader.report({"noticed": notice(exercise, job["changes"], job["limits"], grader)})
         else:
-            grader.report(examine(exercise, job["cells"], job["limits"], grader))
+            about = job["cells"], job["limits"], job["passed"]
+            grader.report(examine(exercise, *about, grader))
     except Exception:
         grader.report({"crashed": traceback.format_exc()})
 

@@ -8,7 +8,7 @@ import itertools
 import os
 import platform
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import (
     BrokenExecutor,
     CancelledError,
@@ -45,12 +45,14 @@ class Job(NamedTuple):
         name: of the exercise.
         cells: what :func:`autograder.notebooks.graded_cells` gives.
         key: :meth:`autograder.engine.Engine.key` of it here.
+        record: what is known of it already.
     """
 
     era: str
     name: str
     cells: list[dict]
     key: str
+    record: dict
 
 
 def grade_all(
@@ -125,12 +127,12 @@ def _one_round(
     pool: Executor, waiting: dict[int, Job], isolation: Isolation
 ) -> Iterator[tuple[int, str]]:
     """Yields what gets done and takes it out of ``waiting``."""
-    keep: Callable[[str, dict], None] = engine.default(isolation).keep
+    here = engine.default(isolation)
     futures = {pool.submit(_grade_one, job, isolation): number for number, job in waiting.items()}
     for done in as_completed(futures):
         number = futures[done]
         try:
-            result, trouble = done.result()
+            record, trouble = done.result()
         except BrokenExecutor:
             raise
         except CancelledError as error:  # which nobody here has done
@@ -138,10 +140,10 @@ def _one_round(
                 "The Dask scheduler has stopped answering. What was graded is kept; the same command goes on."
             ) from error
         except Exception as error:  # what a cluster says of a worker that died again and again
-            result, trouble = None, f"{type(error).__name__}: {error}"
-        if result is not None:
-            keep(waiting[number].key, result)
-        del waiting[number]
+            record, trouble = None, f"{type(error).__name__}: {error}"
+        job = waiting.pop(number)
+        if record is not None:
+            here.keep(find_exercise(job.era, job.name), job.cells, record)
         yield number, trouble
 
 
@@ -151,7 +153,7 @@ def _prepare_one(exercise: tuple[str, str], isolation: Isolation) -> None:
 
 
 def _grade_one(job: Job, isolation: Isolation) -> tuple[dict | None, str]:
-    """The result, or what prevented it."""
+    """What is known of the notebook now, or what prevented it."""
     here, exercise = engine.default(isolation), find_exercise(job.era, job.name)
     if here.key(exercise, job.cells) != job.key:
         return None, (
@@ -160,6 +162,8 @@ def _grade_one(job: Job, isolation: Isolation) -> tuple[dict | None, str]:
         )
     try:
         with _one_at_a_time:
-            return here.grade(exercise, job.cells), ""
+            here.keep(exercise, job.cells, job.record)
+            here.find_out(exercise, job.cells)
+            return here.record(exercise, job.cells), ""
     except (GradingFailed, SandboxMissing) as error:
         return None, f"on {platform.node()}: {error}"

@@ -218,8 +218,8 @@ def _graded_notebooks(
         notebook = nbformat.v4.reads(path.read_text("utf-8"))
         cells = graded_cells(notebook, exercise)
         graded = _Graded(student, exercise, {c["name"]: c["source"] for c in cells if c["name"]})
-        if grader.known(exercise, cells):
-            _add_result(graded, cells, grader.grade(exercise, cells))
+        if result := grader.known(exercise, cells):
+            _add_result(graded, cells, result)
         graded.problem = _problem(where.submitted / student / era / path.name, graded)
         found.append(graded)
         progress("reading results", number, len(paths))

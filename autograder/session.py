@@ -77,8 +77,14 @@ class Session:
         for start in range(0, len(prepared), CHUNK):
             self._examiner_control.send(prepared[start : start + CHUNK])
 
-    def grade(self, exercise: str, cells: list[dict], limits: dict[str, float]) -> dict:
-        """The examiner's result for the cells of one notebook (:func:`autograder.examiner.examine`).
+    def grade(
+        self,
+        exercise: str,
+        cells: list[dict],
+        limits: dict[str, float],
+        passed: dict[str, bool] | None = None,
+    ) -> dict:
+        """What the examiner finds out of the cells of one notebook (:func:`autograder.examiner.examine`).
 
         Raises:
             GradingFailed: the grader itself failed.
@@ -86,6 +92,7 @@ class Session:
         # Every test may use its limit, and start over, and be compared with the bank.
         seconds = 120 + 10 * sum(limits.values()) + 20 * len(cells)
         job = {"do": "examine", "exercise": exercise, "cells": cells, "limits": limits}
+        job["passed"] = passed or {}
         return self._run(job, seconds)
 
     def notice(self, exercise: str, changes: list[dict], limits: dict[str, float]) -> list[str]:

@@ -1,18 +1,20 @@
 """The class report: says what the gradebook and the kept results say, and shows hostile text as text."""
 
 import itertools
-import json
 import os
 import re
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from nbgrader.api import Gradebook
+from playwright.sync_api import sync_playwright
 
 from autograder import engine
 from autograder.classes import ClassFolder
@@ -22,6 +24,7 @@ from autograder.notebooks import Submission, graded_cells, rebuilt_notebook, wri
 from autograder.report import discrimination, write_report
 from autograder.sample_class.make import right
 from autograder.sample_class.styles import styles
+from tests.book.conftest import FLAGS
 
 # Of nbgrader's own queries.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")
@@ -36,10 +39,18 @@ DUE = datetime(2025, 3, 3, 12)
 
 
 class Kept(engine.Engine):
-    """An engine that has its cache and cannot grade."""
+    """An engine that knows what it is told and cannot grade."""
 
-    def _graded(self, exercise, cells):
-        raise AssertionError("the report graded a notebook")
+    def __init__(self):
+        super().__init__("process")
+        self.results = {}
+
+    def known(self, exercise, cells):
+        return self.results.get(self.key(exercise, cells))
+
+    def grade(self, exercise, cells):
+        assert self.known(exercise, cells), "the report graded a notebook"
+        return self.known(exercise, cells)
 
 
 class Page(HTMLParser):
@@ -119,8 +130,7 @@ class Class:
             "tests": {t: plain | {"passed": t in passed} | verdicts.get(t, {}) for t in TESTS},
             "cells": [{"error": None} | verdicts.get(cell["name"], {}) for cell in cells],
         }
-        key = self.grader.key(EXERCISE, cells)
-        engine.write_whole(self.grader.cache / f"{key}.json", json.dumps(result).encode())
+        self.grader.results[self.grader.key(EXERCISE, cells)] = result
 
     def report(self):
         """The page, as text and taken apart."""
@@ -146,7 +156,7 @@ def empty_gradebook(tmp_path_factory):
 
 @pytest.fixture
 def school(tmp_path, monkeypatch, empty_gradebook):
-    grader = Kept("process", cache=tmp_path / "results")
+    grader = Kept()
     monkeypatch.setattr(engine, "default", lambda isolation: grader)
     school = Class(tmp_path / "class", grader)
     school.where.folder.mkdir()
@@ -382,3 +392,67 @@ def test_without_a_gradebook_it_is_said_what_to_do_and_none_is_made(tmp_path):
     with pytest.raises(FileNotFoundError, match="grade the class first"):
         write_report(where, "process")
     assert not where.gradebook.exists()
+
+
+def crowded(school):
+    """A class in whose report every section has something to say."""
+    mistake = misconceptions(ERA, NAME)[0]
+    wrong = {TESTS[0]: {"misconception": mistake.name, "message": mistake.says}}
+    slow = {TESTS[0]: {"ended": True, "message": "This took longer than 10 seconds." * 9}}
+    source = right(EXERCISE)[PART]
+    school.hand_in("copy", TESTS, {PART: source}, first_name="Ada", last_name="Lovelace")
+    school.hand_in("x" * 90, [], {PART: source + "\nx = " + "1" * 400}, slow, by_hand=None)
+    school.hand_in("late", TESTS[1:], answered(0), wrong, at=datetime(2025, 3, 9))
+    for number in range(30):
+        school.hand_in(f"s{number}", TESTS[number % 3 :], answered(number % 3), by_hand=None)
+    school.hand_in("unknown", TESTS, answered(1), known=False)
+    school.write(school.where.submitted, "s1", "no notebook")
+    return write_report(school.where, "process")
+
+
+LOOKS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
+
+
+def looked_at(path):
+    """What Chromium and axe say of a page, on a screen and a phone, by day and by night."""
+    found = []
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        for width, scheme in LOOKS:
+            size = {"width": width, "height": 900}
+            page = chromium.new_page(viewport=size, color_scheme=scheme, offline=True)
+            asked, complaints = [], []
+            page.on("request", lambda request, to=asked: to.append(request.url))
+            page.on("console", lambda message, to=complaints: to.append(message.text))
+            page.goto(path.as_uri())
+            page.eval_on_selector_all("details", "all => all.forEach(one => one.open = true)")
+            found.append(
+                {
+                    "asked": asked,
+                    "complaints": complaints,
+                    "width": page.evaluate("document.documentElement.scrollWidth"),
+                    "axe": Axe().run(page).response,
+                }
+            )
+            page.close()
+        chromium.close()
+    return found
+
+
+@pytest.mark.slow
+def test_it_can_be_read_by_everybody_on_a_screen_and_a_phone_by_day_and_by_night(school):
+    if not shutil.which("chromium"):
+        pytest.fail("no chromium") if os.environ.get("CI") else pytest.skip("no chromium")
+    path = crowded(school)
+    # A thread has room for one Playwright, and the book's tests have theirs in this one.
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(looked_at, path).result()
+    for (width, _), look in zip(LOOKS, found, strict=True):
+        assert look["asked"] == [path.as_uri()]
+        assert look["complaints"] == []
+        assert look["width"] <= width
+        assert len(look["axe"]["passes"]) > 10
+        broken = [
+            (v["id"], [n["html"][:200] for n in v["nodes"][:3]]) for v in look["axe"]["violations"]
+        ]
+        assert broken == []
