@@ -17,8 +17,8 @@ BOOK := _config.yml _toc.yml $(shell find book -type f -not -path 'book/assets/v
 
 all: exercises book class
 	@$(BIN)/autograder scores _build/sample
-	@printf 'book       %s\ngradebook  %s\nfeedback   %s\n' \
-	  _build/book/_build/html/index.html _build/sample/gradebook.db _build/sample/feedback/
+	@printf 'book       %s\ngradebook  %s\nfeedback   %s\nreport     %s\n' _build/book/_build/html/index.html \
+	  _build/sample/gradebook.db _build/sample/feedback/ _build/sample/report.html
 
 book: _build/book.done
 exercises: _build/exercises.done

@@ -3,7 +3,7 @@
 import functools
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from autograder.source import ROOT, SourceError
@@ -104,7 +111,7 @@ def grade(
         typer.Option(help="Grade on the workers of this Dask scheduler, e.g. tcp://10.0.0.1:8786."),
     ] = None,
 ) -> None:
-    """Grade a class into its gradebook and write feedback."""
+    """Grade a class into its gradebook and write feedback and the report."""
     from autograder.classes import ClassFolder, check_database
     from autograder.intake import unpack
 
@@ -157,21 +164,39 @@ def _grade(
     notes: Iterable[str] = (),
 ) -> None:
     from autograder.classes import grade_class, relative
+    from autograder.report import write_report
 
     with _progress() as bar:
-        tasks: dict[str, int] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done)
-
+        show = _shown_in(bar)
         notes = [*notes, *grade_class(where, isolation, show, due, scheduler)]
+        page = write_report(where, isolation, show)
     show_scores(where)
     for note in notes:
         console.print(f"[yellow]![/] {escape(note)}")
     gradebook = _without_password(where.database) if where.database else relative(where.gradebook)
-    console.print(f"gradebook  {gradebook}\nfeedback   {relative(where.feedback)}")
+    console.print(
+        f"gradebook  {gradebook}\nfeedback   {relative(where.feedback)}\nreport     {relative(page)}"
+    )
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="The class's folder.")] = ROOT,
+    database: DatabaseOption = None,
+    isolation: IsolationOption = "sandbox",
+) -> None:
+    """Write report.html: how a graded class stands, its misconceptions, its tests, answers that are alike.
+
+    Nothing is graded for it; --isolation says how the class was graded.
+    """
+    from autograder.classes import ClassFolder, check_database, relative
+    from autograder.report import write_report
+
+    if database:
+        check_database(database)
+    with _progress() as bar:
+        page = write_report(ClassFolder(folder, database), isolation, _shown_in(bar))
+    console.print(f"report     {relative(page)}")
 
 
 @app.command()
@@ -338,6 +363,18 @@ def _progress() -> Progress:
         TimeElapsedColumn(),
     ]
     return Progress(*columns, console=console)
+
+
+def _shown_in(bar: Progress) -> Callable[[str, int, int], None]:
+    """Shows what is done, how much of it, and of how much, each with a bar of its own."""
+    tasks: dict[str, TaskID] = {}
+
+    def show(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bar.add_task(what, total=total)
+        bar.update(tasks[what], completed=done)
+
+    return show
 
 
 def _stop(message: str) -> None:

@@ -134,12 +134,14 @@ def write_report(
         raise FileNotFoundError(f"There is no {where.gradebook}; grade the class first.")
     scores = _scores(where)
     notebooks = _graded_notebooks(where, isolation, progress)
+    tests = _test_rows(scores.marks)
     page = _template().render(
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         **_standing(scores, notebooks),
         **_score_table(where, scores),
         **_mistakes(notebooks),
-        tests=_test_rows(scores.marks),
+        tests=tests,
+        tests_picture=_test_picture(tests),
         **_timings(notebooks),
         **_alike(notebooks, progress),
     )
@@ -405,12 +407,14 @@ def _histogram(exercise: Key, reached: list[float], possible: float) -> dict:
         for axis in (axes.xaxis, axes.yaxis):
             axis.get_major_locator().set_params(integer=True)
         axes.set_xlim(-0.7 * width, possible + 0.7 * width)
-        picture = _image(
-            figure, f"Histogram of {label}. Notebooks for each number of points: {told}."
-        )
+        told = f"Histogram of {label}. Notebooks for each number of points: {told}."
+        return {"label": label, "picture": _picture(figure, told)}
+
+
+def _picture(figure: Figure, told: str) -> Markup:
+    """A figure as part of the page, with what it shows in words."""
     # An HTML page needs no namespaces, and this one names no address at all.
-    picture = re.sub(r' xmlns(:\w+)?="[^"]*"', "", picture)
-    return {"label": label, "picture": Markup(picture)}
+    return Markup(re.sub(r' xmlns(:\w+)?="[^"]*"', "", _image(figure, told)))
 
 
 def _bar(start: int, width: int) -> str:
@@ -499,6 +503,46 @@ def _remark(share: float, together: float | None) -> str:
     if together is not None and together < LITTLE_DISCRIMINATION:
         return "Passing says little about the rest."
     return "Few pass." if share < FEW_PASS else ""
+
+
+def _test_picture(rows: list[dict]) -> Markup | None:
+    """Each test as a point by difficulty and discrimination; ``None`` where no test has both."""
+    placed = [row for row in rows if row["discrimination"] is not None]
+    noted = [row for row in placed if row["remark"]]
+    if not placed:
+        return None
+    with matplotlib.rc_context():
+        use_style()
+        figure = Figure(figsize=(6.4, 3.2))
+        axes = figure.subplots()
+        for label, group in (
+            ("no remark", [row for row in placed if not row["remark"]]),
+            ("with a remark", noted),
+        ):
+            places = [row["share"] for row in group], [row["discrimination"] for row in group]
+            axes.scatter(
+                *places,
+                alpha=0.7,
+                marker="D" if group is noted else "o",
+                label=f"{label}: {len(group)}",
+            )
+        axes.set_xlabel("difficulty: the share that passed")
+        axes.set_ylabel("discrimination")
+        axes.set_xlim(-0.03, 1.03)
+        axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+        return _picture(figure, _told(placed, noted))
+
+
+def _told(placed: list[dict], noted: list[dict]) -> str:
+    """What the picture of the tests shows, in words."""
+    named = "; ".join(
+        f"{row['test']} of {row['exercise'][1]} ({row['share']:.2f} and {row['discrimination']:.2f})"
+        for row in noted
+    )
+    return (
+        f"{len(placed)} tests as points by difficulty and discrimination, as in the table below. "
+        + (f"With a remark: {named}." if named else "None has a remark.")
+    )
 
 
 # -- timings ----------------------------------------------------------------------------------------------

@@ -15,9 +15,11 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from nbgrader.api import Gradebook
 from playwright.sync_api import sync_playwright
+from typer.testing import CliRunner
 
 from autograder import engine
 from autograder.classes import ClassFolder
+from autograder.cli import app
 from autograder.loader import find_exercise
 from autograder.misconceptions import misconceptions
 from autograder.notebooks import Submission, graded_cells, rebuilt_notebook, written
@@ -210,7 +212,7 @@ def test_a_notebook_that_is_missing_is_not_counted_as_a_failure(school):
 def test_a_histogram_says_in_words_what_it_shows(school):
     for name, passed in {"ada": TESTS, "bo": TESTS, "cy": []}.items():
         school.hand_in(name, passed, answered(0))
-    [picture] = [about for tag, about in school.report().page.tags if tag == "svg"]
+    picture = next(about for tag, about in school.report().page.tags if tag == "svg")
     reached = sum(POINTS[test] for test in TESTS)
     assert picture["role"] == "img"
     assert f"3 notebooks, median {reached} of" in picture["aria-label"]
@@ -311,11 +313,14 @@ def test_tests_with_a_remark_come_first(school):
     for number in range(3):
         school.hand_in(f"s{number}", TESTS[:-1], answered(number))
     school.hand_in("odd", TESTS[-1:], answered(0) | {"masks": "pass"})
-    rows = [row for row in school.report().page.rows if row and row[0] == f"{ERA} · {NAME}"]
+    page = school.report().page
+    rows = [row for row in page.rows if row and row[0] == f"{ERA} · {NAME}"]
     ours = [row for row in rows if len(row) == 7]
     assert ours[0][1] == TESTS[-1]
     assert ours[0][5:] == ["-1.00", "Those who do better elsewhere pass it less often."]
     assert ours[1][6] == ""
+    *_, told = [about["aria-label"] for tag, about in page.tags if tag == "svg"]
+    assert f"With a remark: {TESTS[-1]} of {NAME} (0.25 and -1.00)." in told
 
 
 def test_misconceptions_are_counted_by_student_the_most_frequent_first(school):
@@ -456,3 +461,12 @@ def test_it_can_be_read_by_everybody_on_a_screen_and_a_phone_by_day_and_by_night
             (v["id"], [n["html"][:200] for n in v["nodes"][:3]]) for v in look["axe"]["violations"]
         ]
         assert broken == []
+
+
+def test_the_command_writes_the_report_and_says_where_it_is(school):
+    school.hand_in("ada", TESTS, answered(0))
+    said = CliRunner().invoke(app, ["report", str(school.where.folder), "--isolation", "process"])
+    path = school.where.folder / "report.html"
+    assert said.exit_code == 0
+    assert str(path) in "".join(said.output.split())
+    assert "ada" in path.read_text("utf-8")
