@@ -1,21 +1,20 @@
 """Grades a class: a folder with ``submitted/<student>/<era>/<exercise>.ipynb``, as nbgrader lays it out."""
 
 import shutil
-import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from nbgrader.api import Gradebook
-from nbgrader.converters import Autograde, BaseConverter, GenerateFeedback
-from nbgrader.converters.base import NbGraderException
-from nbgrader.coursedir import CourseDirectory
 from sqlalchemy import create_engine
-from sqlalchemy.exc import ArgumentError, DBAPIError, SAWarning
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from autograder import engine
-from autograder.build import course_config, quiet_log, register
+from autograder.build import register
+from autograder.class_folder import ClassFolder
+from autograder.gradebook import COURSE, Mark, add_indexes, lateness, marks
 from autograder.loader import find_exercise
 from autograder.notebooks import (
     Submission,
@@ -26,6 +25,7 @@ from autograder.notebooks import (
     written,
 )
 from autograder.pool import Job, grade_all
+from autograder.recording import record_scores, write_feedback
 from autograder.sandbox import Isolation
 from autograder.source import ROOT, exercise_paths
 
@@ -33,50 +33,6 @@ __all__ = ["ClassFolder", "GradebookMissing", "Score", "check_database", "grade_
 
 MAX_TIMESTAMP = 100
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class ClassFolder:
-    """Where a class's files are.
-
-    Attributes:
-        folder: with what was submitted; all else is written below it.
-        database: the gradebook as SQLAlchemy names it, ``postgresql+psycopg://…``; a SQLite file in the folder if
-            ``None``.
-    """
-
-    folder: Path
-    database: str | None = None
-
-    @property
-    def submitted(self) -> Path:
-        """What learners handed in, untouched."""
-        return self.folder / "submitted"
-
-    @property
-    def intake(self) -> Path:
-        """The same, rebuilt upon the instructor's notebooks; what nbgrader works on."""
-        return self.folder / ".intake"
-
-    @property
-    def autograded(self) -> Path:
-        """What nbgrader graded."""
-        return self.folder / "autograded"
-
-    @property
-    def feedback(self) -> Path:
-        """What goes back to learners."""
-        return self.folder / "feedback"
-
-    @property
-    def gradebook(self) -> Path:
-        """The SQLite gradebook."""
-        return self.folder / "gradebook.db"
-
-    @property
-    def db_url(self) -> str:
-        """The gradebook as SQLAlchemy names it."""
-        return self.database or f"sqlite:///{self.gradebook.resolve()}"
 
 
 class GradebookMissing(Exception):
@@ -124,15 +80,16 @@ def grade_class(
             f"No notebooks in {where.submitted}; expected {where.submitted}/<student>/<era>/<exercise>.ipynb."
         )
     eras = register(where.db_url)
+    add_indexes(where.db_url)
     if due:
-        with Gradebook(where.db_url, "from-attention-to-reasoning") as gradebook:
+        with Gradebook(where.db_url, COURSE) as gradebook:
             for era in eras:
                 gradebook.update_or_create_assignment(era, duedate=due)
     notes = _take_in(where, progress)
     notes += _grade_distinct(where, isolation, progress, scheduler)
     for era in eras:
-        notes += _convert(Autograde, where, era, isolation, progress, "recording")
-        notes += _convert(GenerateFeedback, where, era, isolation, progress, "feedback")
+        notes += record_scores(where, era, isolation, progress)
+        notes += write_feedback(where, era, progress)
     return notes
 
 
@@ -154,27 +111,29 @@ def check_database(url: str) -> None:
 
 def scores(db_url: str) -> list[Score]:
     """Every notebook's points, by student, era and exercise."""
-    found = []
-    with Gradebook(db_url, "from-attention-to-reasoning") as gradebook:
-        for assignment in gradebook.assignments:
-            for submission in gradebook.assignment_submissions(assignment.name):
-                for notebook in submission.notebooks:
-                    manual = [g for g in notebook.grades if g.cell.cell_type == "markdown"]
-                    automatic = [g for g in notebook.grades if g.cell.cell_type != "markdown"]
-                    found.append(
-                        Score(
-                            student=submission.student.id,
-                            era=assignment.name,
-                            exercise=notebook.name,
-                            auto=sum(g.score for g in automatic),
-                            manual=sum(g.score for g in manual),
-                            possible_auto=sum(g.max_score for g in automatic),
-                            possible_manual=sum(g.max_score for g in manual),
-                            needs_manual=notebook.needs_manual_grade,
-                            late_seconds=submission.total_seconds_late,
-                        )
-                    )
-    return sorted(found, key=lambda s: (s.student, s.era, s.exercise))
+    with Gradebook(db_url, COURSE) as gradebook:
+        found: dict[tuple[str, str, str], list[Mark]] = defaultdict(list)
+        for mark in marks(gradebook):
+            found[mark.student, mark.era, mark.exercise].append(mark)
+        late = lateness(gradebook)
+    return [_score(*place, own, late[place[:2]]) for place, own in sorted(found.items())]
+
+
+def _score(student: str, era: str, exercise: str, own: list[Mark], late: float) -> Score:
+    def total(what: str, by_hand: bool) -> float:
+        return sum(getattr(mark, what) for mark in own if mark.by_hand == by_hand)
+
+    return Score(
+        student=student,
+        era=era,
+        exercise=exercise,
+        auto=total("points", by_hand=False),
+        manual=total("points", by_hand=True),
+        possible_auto=total("possible", by_hand=False),
+        possible_manual=total("possible", by_hand=True),
+        needs_manual=any(mark.waiting for mark in own),
+        late_seconds=late,
+    )
 
 
 def _take_in(where: ClassFolder, progress: Progress) -> list[str]:
@@ -245,40 +204,6 @@ def _grade_distinct(
         if trouble:
             last = trouble.strip().splitlines()[-1]
             notes.append(f"{names[number]}: the grader failed: {last}")
-    return notes
-
-
-def _convert(
-    kind: type[BaseConverter],
-    where: ClassFolder,
-    era: str,
-    isolation: Isolation,
-    progress: Progress,
-    what: str,
-) -> None:
-    """Runs one of nbgrader's converters over every student, one writer to the gradebook."""
-    config = course_config(
-        submitted_directory=where.intake,
-        autograded_directory=where.autograded,
-        feedback_directory=where.feedback,
-        db_url=where.db_url,
-        assignment_id=era,
-    )
-    config.SplitGrade.isolation = isolation
-    students = sorted({path.parent.parent.name for path in where.intake.glob(f"*/{era}/*.ipynb")})
-    notes = []
-    for number, student in enumerate(students, start=1):
-        config.CourseDirectory.student_id = student
-        course = CourseDirectory(config=config)
-        converter = kind(coursedir=course, config=config, force=True)
-        converter.log = course.log = quiet_log("nbgrader")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", SAWarning)  # of nbgrader's own queries
-                converter.start()
-        except NbGraderException as error:
-            notes.append(f"{student}, {era}: nbgrader could not do its part ({what}): {error}")
-        progress(f"{what} {era}", number, len(students))
     return notes
 
 

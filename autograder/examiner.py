@@ -46,10 +46,14 @@ ALLOWED = frozenset({"backward", "call", "getitem", "iter", "len", "next"})
 CELL_SECONDS = 10.0
 # The learner process is ended after so many seconds of computing, and after so many times as long by the clock.
 PATIENCE = 3.0
-MAX_TEXT, MAX_SHOWN = 20_000, 20
+MAX_TEXT, MAX_SHOWN, MAX_LOG = 20_000, 20, 8_000
 # What a test ends with when its learner process did.
 ENDED = (PeerGone, PeerTimeout, ProtocolError)
 NOT_ANSWERED = "NotImplementedError"
+KEEPS_SOMETHING = (
+    "This failed after other tests had run, and not by itself. "
+    "Does your code keep something from one call to the next?"
+)
 
 
 class Learner:
@@ -57,6 +61,7 @@ class Learner:
 
     Attributes:
         outcomes: for each cell, by its place, what running it came to.
+        seen_hidden: whether a hidden input may have reached the process.
     """
 
     def __init__(self, grader: "Grader", cells: list[dict], classes: dict[str, type]) -> None:
@@ -65,6 +70,7 @@ class Learner:
         self.classes = classes
         self.outcomes: dict[int, dict] = {}
         self.lent: list[Callable[[Learner], None]] = []
+        self.seen_hidden = False
         self.peer: Peer | None = None
         self._start()
 
@@ -123,6 +129,7 @@ class Learner:
         while True:
             self.close()
             channel, self.number = self.grader.new_learner()
+            self.seen_hidden = False
             self.peer = Peer(channel, allowed=ALLOWED, classes=self.classes)
             current = None
             try:
@@ -203,6 +210,8 @@ def examine(
         before = cells_key(failed)
         for key, cell in unknown.items():
             found[key] = _run_test(exercise, cell, base, learner, limits[cell.name])
+            if found[key].pop("missing", False):
+                found[key]["message"] = _not_judged(learner, part) or found[key]["message"]
         for key, cell in unknown.items():
             if not (found[key]["passed"] or found[key]["ended"]):
                 survey = _survey(exercise, cell, base, learner, limits[cell.name])
@@ -295,11 +304,31 @@ def _run_test(exercise: Exercise, cell: Cell, base: dict, learner: Learner, seco
     start = time.monotonic()
     try:
         verdict = _judge(exercise, cell, _namespace(exercise, base, learner, seconds))
+        if verdict.pop("visible", False) and learner.seen_hidden:
+            verdict["message"] = _said_afresh(exercise, cell, base, learner, seconds)
+        # What comes back from now on may tell of hidden inputs.
+        learner.seen_hidden = True
     except ENDED as error:
         why = _ended(error, time.monotonic() - start, seconds)
         verdict = _failed(why, log=repr(error)) | {"ended": True}
         learner.restart()
     return verdict | {"seconds": time.monotonic() - start}
+
+
+def _said_afresh(
+    exercise: Exercise, cell: Cell, base: dict, learner: Learner, seconds: float
+) -> str:
+    """What a visible failure says in a process that has met no hidden input and so can tell of none."""
+    learner.restart()
+    namespace = _namespace(exercise, base, learner, seconds)
+    for segment, hidden in _segments(cell.source):
+        if hidden:
+            break
+        try:
+            run_cell(segment, namespace, _label(exercise, cell))
+        except Exception as error:
+            return _visible_message(error)
+    return KEEPS_SOMETHING
 
 
 def _survey(
@@ -343,9 +372,34 @@ def _judge(exercise: Exercise, cell: Cell, namespace: dict) -> dict:
         try:
             run_cell(segment, namespace, _label(exercise, cell))
         except Exception as error:
-            message = _hidden_message(error) if hidden else _visible_message(error, segment)
-            return _failed(message, log="".join(traceback.format_exception(error))[-8000:])
+            message = _hidden_message(error) if hidden else _visible_message(error)
+            log = "".join(traceback.format_exception(error))[-MAX_LOG:]
+            telling = not hidden and getattr(error, "raised_there", None) != NOT_ANSWERED
+            about = {"missing": isinstance(error, NameError), "visible": telling}
+            return _failed(message, log) | about
     return {"passed": True, "message": "", "like": [], "log": "", "ended": False}
+
+
+def _not_judged(learner: Learner, part: str) -> str:
+    """Why a part that lacks a name says nothing of the answer: which cell did not run."""
+    raised = {
+        cell["name"]: learner.outcomes[i]["error"]
+        for i, cell in reversed(list(enumerate(learner.cells)))
+        if learner.outcomes[i]["error"]
+    }
+    if part in raised:
+        name, text = raised[part]
+        if name == NOT_ANSWERED:
+            return "This part is not answered yet."
+        return f"This part could not be judged, because its cell did not run: {name}: {text}"
+    for before, (name, text) in raised.items():
+        if name != NOT_ANSWERED:
+            which = f"the cell of {before}" if before else "a cell of your own"
+            return (
+                f"This part could not be judged: it needs a name that no cell has defined, and {which} did not run: "
+                f"{name}: {text}"
+            )
+    return ""
 
 
 def _failed(message: str, log: str) -> dict:
@@ -361,7 +415,7 @@ def _ended(error: BaseException, taken: float, seconds: float) -> str:
     return "Your code ended the whole process (out of memory, a crash, or an exit)."
 
 
-def _visible_message(error: Exception, segment: str) -> str:
+def _visible_message(error: Exception) -> str:
     if isinstance(error, CheckFailed):
         return str(error)
     theirs = getattr(error, "raised_there", None)
@@ -388,7 +442,8 @@ def _hidden_message(error: Exception) -> str:
     if theirs == NOT_ANSWERED:
         return "This part is not answered yet."
     if theirs:
-        return f"On other inputs your code raised {theirs}."
+        # The built-in type it derives from: a class's own name can say anything.
+        return f"On other inputs your code raised {type(error).__name__}."
     if isinstance(error, NameError):
         return "Your notebook does not define all that this test needs."
     return "On other inputs what your code returned could not be used as the docstring says."
@@ -463,7 +518,9 @@ def _rerun_cell_that_failed(learner: Learner, part: str) -> None:
         outcome = learner.outcomes[i]
         if cell["name"] == part and learner.lent and outcome["error"] and not outcome.get("fatal"):
             try:
-                learner.outcomes[i] = learner.run(cell)
+                # Whether it runs now is all that is taken: by now it could print hidden inputs.
+                if learner.run(cell)["error"] is None:
+                    learner.outcomes[i] = outcome | {"error": None}
             except ENDED:
                 learner.restart()
 

@@ -24,7 +24,7 @@ from autograder.sandbox import Isolation, SandboxMissing, check_sandbox
 from autograder.session import GradingFailed
 from autograder.split.isolation import end_with_parent
 
-__all__ = ["ClusterMissing", "Job", "grade_all"]
+__all__ = ["ROUNDS", "ClusterMissing", "Job", "grade_all", "processes"]
 
 ROUNDS = 3
 CONNECT_SECONDS = 15
@@ -83,7 +83,7 @@ def grade_all(
     in_vain = 0
     while waiting and in_vain < ROUNDS:
         before = len(waiting)
-        with contextlib.suppress(BrokenExecutor), _processes(len(waiting)) as pool:
+        with contextlib.suppress(BrokenExecutor), processes(len(waiting)) as pool:
             _prepare(pool, waiting.values(), isolation)
             yield from _one_round(pool, waiting, isolation)
         in_vain = in_vain + 1 if len(waiting) == before else 0
@@ -92,7 +92,8 @@ def grade_all(
 
 
 @contextlib.contextmanager
-def _processes(jobs: int) -> Iterator[Executor]:
+def processes(jobs: int) -> Iterator[Executor]:
+    """This machine's processors, no more of them than there are jobs; they end when this process does."""
     workers = min(jobs, os.cpu_count() or 1)
     pool = ProcessPoolExecutor(workers, initializer=end_with_parent, initargs=(os.getpid(),))
     try:

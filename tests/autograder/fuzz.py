@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from autograder.split.values import DTYPES, SHORT, TAGS, Encoder
+from autograder.split.values import DTYPES, MAX_NODES, SHORT, TAGS, Encoder
 
 TIMES = int(os.environ.get("FUZZ", "1"))
 
@@ -54,6 +54,12 @@ NUMPY_DTYPES = [order + code for code in "?bhilqBHILQefdFD" for order in "<>"] +
 
 
 texts = st.text(st.characters() | st.sampled_from("\ud83d\ude00"), max_size=20)
+
+
+def _can_be_walked(steps: range) -> bool:
+    return not steps or abs(steps[-1] - steps[0]) // abs(steps.step) < MAX_NODES
+
+
 integers = st.integers() | st.builds(
     lambda bits, off, sign: sign * ((1 << bits) + off),
     st.integers(50, (1 << 16) - 2),
@@ -135,7 +141,7 @@ scalars = (
     | st.binary(max_size=3)
     | st.binary(min_size=SHORT - 1, max_size=SHORT + 1)
     | numpy_scalars()
-    | st.builds(range, integers, integers, integers.filter(bool))
+    | st.builds(range, integers, integers, integers.filter(bool)).filter(_can_be_walked)
     | st.just(...)
     | st.sampled_from(list(DTYPES.values()))
     | st.sampled_from(["cpu", "cuda:1", "meta"]).map(torch.device)

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from nbgrader.api import Gradebook
+from sqlalchemy import create_engine, inspect
 
 from autograder import engine
 from autograder.classes import (
@@ -22,6 +23,7 @@ from autograder.classes import (
     scores,
 )
 from autograder.engine import Engine
+from autograder.gradebook import COURSE, INDEXES, add_indexes
 from autograder.loader import find_exercise
 from autograder.sample_class.make import answered, right
 from autograder.source import ROOT
@@ -29,6 +31,7 @@ from autograder.source import ROOT
 ATTENTION = find_exercise("transformer", "attention")
 RELEASED = ROOT / "exercises" / "transformer" / "attention.ipynb"
 KILLS = 50
+TRACEBACK = "Traceback (most recent call last)"
 
 
 def make_class(folder):
@@ -45,7 +48,7 @@ def make_class(folder):
 
 def rows(db_url):
     """Everything the gradebook says of the class, without its own numbers and times."""
-    with Gradebook(db_url, "from-attention-to-reasoning") as gradebook:
+    with Gradebook(db_url, COURSE) as gradebook:
         return [
             (
                 submission.student.id,
@@ -220,3 +223,91 @@ def finish(run, family) -> int:
     _, alive = psutil.wait_procs(set(family) - {run}, timeout=20)
     assert not alive, f"still running: {alive}"
     return os.waitstatus_to_exitcode(status)
+
+
+# -- what is recorded again -------------------------------------------------------------------------------
+
+
+def times(where):
+    """When each file that recording writes was written."""
+    paths = [*where.autograded.rglob("*.ipynb"), *where.feedback.rglob("*.html")]
+    return {str(path.relative_to(where.folder)): path.stat().st_mtime_ns for path in paths}
+
+
+def changed(before, after):
+    return sorted(name for name in after if after[name] != before.get(name))
+
+
+def page(student, what="feedback"):
+    return f"{what}/{student}/transformer/attention.{'html' if what == 'feedback' else 'ipynb'}"
+
+
+@pytest.fixture
+def graded(tmp_path, grade, uninterrupted):
+    where = ClassFolder(make_class(tmp_path))
+    assert grade(where) == []
+    return where
+
+
+@pytest.mark.slow
+class TestWhatIsRecordedAgain:
+    def test_nothing_where_nothing_changed(self, graded, grade, uninterrupted):
+        before = times(graded)
+        assert len(before) == 6
+        assert grade(graded) == []
+        assert times(graded) == before
+        assert rows(graded.db_url) == uninterrupted[0]
+
+    def test_one_student_who_handed_in_anew(self, graded, grade):
+        before = times(graded)
+        solved = graded.submitted / "ada" / "transformer" / "attention.ipynb"
+        shutil.copyfile(solved, graded.submitted / "cyd" / "transformer" / "attention.ipynb")
+        assert grade(graded) == []
+        assert changed(before, times(graded)) == [page("cyd", "autograded"), page("cyd")]
+        assert next(s.auto for s in scores(graded.db_url) if s.student == "cyd") == 14
+
+    def test_points_given_by_hand_stay_and_are_written_into_the_feedback(self, graded, grade):
+        before = times(graded)
+        with Gradebook(graded.db_url, COURSE) as book:
+            notebook = book.find_submission_notebook("attention", "transformer", "bob")
+            [written] = [g for g in notebook.grades if g.cell.cell_type == "markdown"]
+            written.manual_score, written.needs_manual_grade = 1.5, False
+            book.db.commit()
+        assert grade(graded) == []
+        assert changed(before, times(graded)) == [page("bob")]
+        [bob] = [
+            s for s in scores(graded.db_url) if (s.student, s.exercise) == ("bob", "attention")
+        ]
+        assert bob.manual == 1.5
+        assert not bob.needs_manual
+
+    def test_all_where_the_gradebook_is_gone_or_says_otherwise(self, graded, grade, uninterrupted):
+        graded.gradebook.unlink()
+        assert grade(graded) == []
+        assert rows(graded.db_url) == uninterrupted[0]
+        with Gradebook(graded.db_url, COURSE) as book:
+            notebook = book.find_submission_notebook("attention", "transformer", "cyd")
+            for given in notebook.grades:
+                given.auto_score = 3.0
+            book.db.commit()
+        assert grade(graded) == []
+        assert rows(graded.db_url) == uninterrupted[0]
+
+    def test_the_log_has_what_the_feedback_must_not_have(self, graded):
+        log = (graded.logs / "bob" / "transformer" / "attention.txt").read_text()
+        assert "misconception: " in log
+        assert TRACEBACK in log
+        assert TRACEBACK not in (graded.folder / page("bob")).read_text()
+        assert (graded.logs / "ada" / "transformer" / "attention.txt").read_text() == (
+            "Every test passed."
+        )
+
+
+def test_indexes_are_made_once_and_in_every_database(tmp_path):
+    url = f"sqlite:///{tmp_path}/gradebook.db"
+    with Gradebook(url, COURSE):
+        pass
+    for _ in range(2):
+        add_indexes(url)
+    found = {index["name"] for t in INDEXES for index in inspect(create_engine(url)).get_indexes(t)}
+    assert found >= {f"course_{table}_{column}" for table, column in INDEXES.items()}

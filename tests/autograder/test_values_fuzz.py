@@ -381,3 +381,9 @@ def test_a_number_of_numpy_is_one(count):
 
 def test_a_tensor_of_many_dimensions_arrives():
     assert crossed(torch.ones((1,) * 64)).shape == (1,) * 64
+
+
+def test_a_range_that_no_test_could_walk_through_is_refused():
+    assert crossed(range(0, 10**30, 10**26)) == range(0, 10**30, 10**26)
+    assert read({"l": [{"range": [0, 10**30, 1]}]}) is REFUSED
+    assert read({"range": [10**12, 0, -1]}) is REFUSED
