@@ -1312,24 +1312,23 @@ def compare(prompt, max_new_tokens, **settings):
     return right.tolist()[len(prompt) :]
 
 
-for length, new in ((1, 4), (4, 1), (5, 7), (3, 0)):
+for length, new, context_length in ((1, 4, 3), (4, 1, 1), (5, 4, 2), (3, 0, 50)):
     prompt = torch.randint(VOCAB, (length,), generator=rng).to(device)
-    written = compare(prompt, new)
-    compare(prompt, new, as_int=True)
-    for context_length in (1, 4, 50):
-        compare(prompt, new, context_length=context_length)
+    compare(prompt, new)
+    compare(prompt, new, context_length=context_length)
+compare(prompt, 2, as_int=True)
 prompt = torch.randint(VOCAB, (4,), generator=rng).to(device)
-written = compare(prompt, 12)
+written = compare(prompt, 7)
 absent = [token for token in range(VOCAB) if token not in written]
-for place in (0, 3, 11):
+for place in (0, 2, 6):
     # Stop at a token that comes; others in the list never come, or stand in the prompt.
-    compare(prompt, 12, stop=[*absent[:1], written[place]])
-    compare(prompt, 12, stop={written[place], *absent[1:]})
-compare(prompt, 12, stop=absent)
+    compare(prompt, 7, stop=[*absent[:1], written[place]])
+    compare(prompt, 7, stop={written[place], *absent[1:]})
+compare(prompt, 7, stop=absent)
 late = torch.cat([prompt, torch.tensor(written[:2], device=device)])
-compare(late, 8, stop=[int(late[-1]), int(late[0])])
-written = compare(late, 8, context_length=3)
-compare(late, 8, stop=[written[4]], context_length=3)
+compare(late, 5, stop=[int(late[-1]), int(late[0])])
+written = compare(late, 5, context_length=3)
+compare(late, 5, stop=[written[3]], context_length=3)
 # A strided view as prompt.
 compare(torch.randint(VOCAB, (6,), generator=rng).to(device)[::2], 4)
 for settings, says in (
