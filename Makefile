@@ -71,6 +71,7 @@ runs: $(ENVIRONMENT)
 
 bench: exercises
 	@$(BIN)/python -m tests.benchmarks.grading
+	@$(BIN)/python -m tests.benchmarks.classes
 
 # What the packages of requirements.txt depend on, as installed now.
 constraints: $(ENVIRONMENT)
