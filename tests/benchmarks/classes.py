@@ -41,7 +41,7 @@ from autograder.classes import ClassFolder, scores
 from autograder.engine import Engine
 from autograder.sample_class.make import IN_TIME, STUDENTS
 from autograder.source import ROOT, Exercise, exercise_paths, read_exercise
-from tests.benchmarks.grading import compute
+from tests.benchmarks.grading import WIDTH, compute
 from tests.benchmarks.measured import Graded, graded
 from tests.benchmarks.worker_cache import FOLDER
 
@@ -117,7 +117,7 @@ def growth(here: Path, exercises: list[Exercise], sizes: Iterable[int]) -> None:
         stages = [found.seconds(stage) / size for stage in STAGES]
         numbers = [f"{seconds:.4f}" for seconds in (*stages, read / size, more[-1])]
         table.add_row(str(size), f"{wall:,.1f}", *numbers, f"{found.peak / 2**30:.2f}")
-    Console().print(table)
+    Console(width=WIDTH).print(table)
     changes = ", ".join(f"{late / early - 1:+.1%}" for early, late in itertools.pairwise(more[1:]))
     print(f"from one size to the next, each submission more takes {changes} (allowed 10 %)")
 

@@ -46,6 +46,7 @@ from tests.benchmarks import peer_otter
 from tests.benchmarks.measured import graded
 
 STUDENTS = ["right-1", "right-2", "right-3", "right-4", "right-5"]
+WIDTH = 120  # of a table, wherever it is printed
 log = logging.getLogger("benchmark")
 log.setLevel(logging.CRITICAL)
 warnings.simplefilter("ignore", SAWarning)  # of nbgrader's own queries
@@ -229,7 +230,7 @@ def show(times: dict, warm: float) -> None:
         numbers = [statistics.median(seconds), *whole.values(), *over.values()]
         ratio = f"{over['stock'] / over['split']:.1f}"
         table.add_row(name, *(f"{number:.2f}" for number in numbers), ratio)
-    Console().print(table)
+    Console(width=WIDTH).print(table)
     medians = {kind: statistics.median(values) for kind, values in overheads.items()}
     listed = ", ".join(f"{kind} {seconds:.2f} s" for kind, seconds in medians.items())
     ratios = ", ".join(
