@@ -846,8 +846,8 @@ for max_length in (4, 0, -3):
 #
 # At the end a *pooler*, a linear layer and tanh on the vector at `[CLS]`, makes one vector $C$ for the whole input.
 #
-# The paper also drops a tenth of the activations at random while it trains. We leave dropout out, so that the same input
-# always gives the same output.
+# The paper also drops a tenth of the activations at random while it trains. We leave dropout out, so that the same
+# input always gives the same output.
 #
 # The self-attention is given, and so is the start of the weights. With $\mathcal{N}(0, 0.02^2)$ all logits are near 0
 # at first, so that the first loss is near $\ln(\text{vocab size}) + \ln 2$, a guess.
