@@ -1787,7 +1787,8 @@ held_out = packed(documents["validation"], lab.generator("held-out pairs"))
 
 # %% [markdown]
 # Pre-training. The masked language model starts near $\ln 2000 \approx 7.6$ nats; who knows how frequent each word
-# is, and nothing else, gets what is shown as the *unigram* line.
+# is, and nothing else, gets what is shown as the *unigram* line. Of next-sentence prediction expect little here: two
+# short speeches with their rare words hidden tell little, and a minute is short.
 
 # %% experiment=true
 blanks, answers_ = mask_tokens(held_out[0], VOCAB, MASK, SPECIAL, lab.generator("held-out blanks"))
@@ -1865,8 +1866,8 @@ figures.show(
 print(f"next-sentence prediction on held-out plays: {nsp_held_out:.2f} right (guessing: 0.50)")
 
 # %% [markdown]
-# What does it put into a blank? Not one right word: a distribution, which has to fit on both sides. Try blanks of your
-# own.
+# What does it put into a blank? Not one right word: a distribution, which has to fit on both sides. After a minute it
+# knows some company that words keep, and hardly any grammar. Try blanks of your own.
 
 # %% experiment=true
 SENTENCES = [
@@ -1992,6 +1993,7 @@ for ax, where in zip(axes, tests, strict=True):
     ]:
         ax.semilogx(LABELLED, [score[where] for score in scores[pretrained]], style, label=label)
     ax.set_xticks(LABELLED, LABELLED)
+    ax.minorticks_off()
     ax.set(xlabel="speeches with labels", title=where, ylim=(0, 1))
 axes[0].set_ylabel("F1 of names")
 axes[1].legend()
