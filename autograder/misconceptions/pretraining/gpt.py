@@ -1,6 +1,10 @@
 """Wrong answers to the exercise on GPT."""
 
-from autograder.misconceptions import Misconception
+from types import ModuleType
+
+import torch
+
+from autograder.misconceptions import Equivalent, Misconception
 
 MISCONCEPTIONS = [
     # --- loss ---
@@ -44,12 +48,6 @@ MISCONCEPTIONS = [
         says="Your loss is a sum over the tokens: it grows with the length of the text and the size of the batch. It is a "
         "mean.",
         wrong={"tokens[..., 1:][counted])": 'tokens[..., 1:][counted], reduction="sum")'},
-    ),
-    Misconception(
-        name="loss_in_bits",
-        part="loss",
-        says="Your loss is in bits (log base 2). It is in nats: use the natural logarithm.",
-        wrong={"tokens[..., 1:][counted])": "tokens[..., 1:][counted]) / math.log(2)"},
     ),
     Misconception(
         name="softmax_twice",
@@ -122,12 +120,6 @@ MISCONCEPTIONS = [
         wrong={".tril(keys - queries)": ".tril(keys - queries + 1)"},
     ),
     Misconception(
-        name="hides_itself",
-        part="attention",
-        says="Your mask hides a position from itself. The diagonal may be attended: j ≤ i.",
-        wrong={".tril(keys - queries)": ".tril(keys - queries - 1)"},
-    ),
-    Misconception(
         name="mask_from_the_upper_left",
         part="attention",
         says="With a cache your mask counts from the upper left corner (tril() or is_causal=True): the first new token sees "
@@ -161,20 +153,6 @@ MISCONCEPTIONS = [
             "self.output_proj(joined), (k, v)": (
                 "self.output_proj(joined), (k[:, :, -queries:], v[:, :, -queries:])"
             )
-        },
-    ),
-    Misconception(
-        name="cache_ignored",
-        part="attention",
-        says="Your attention takes a cache and does not use it: new tokens see nothing of what was read before.",
-        wrong={"if cache is not None:": "if False:"},
-    ),
-    Misconception(
-        name="values_not_cached",
-        part="attention",
-        says="Your cache mixes keys and values up: cached keys stand where values belong. Keys and values are kept apart.",
-        wrong={
-            "torch.cat([cache[1], v], dim=2)": "torch.cat([cache[0], v], dim=2)",
         },
     ),
     Misconception(
@@ -217,19 +195,6 @@ MISCONCEPTIONS = [
         wrong={"(three heads d_head)": "(heads three d_head)"},
     ),
     Misconception(
-        name="heads_joined_by_feature",
-        part="attention",
-        says="Your heads are joined feature by feature instead of head by head: output_proj expects head 0's features, then "
-        "head 1's.",
-        wrong={"batch new (heads d_head)": "batch new (d_head heads)"},
-    ),
-    Misconception(
-        name="no_scale",
-        part="attention",
-        says="Your scores are not divided by √d_head.",
-        wrong={"attn_mask=mask)": "attn_mask=mask, scale=1.0)"},
-    ),
-    Misconception(
         name="scale_of_d_model",
         part="attention",
         says="Your scores are divided by √d_model. Each head has its own scale, √d_head.",
@@ -241,12 +206,6 @@ MISCONCEPTIONS = [
         part="model",
         says="Your gelu is the exact x·Φ(x). GPT-2 uses the tanh approximation: F.gelu(x, approximate='tanh').",
         wrong={'F.gelu(x, approximate="tanh")': "F.gelu(x)"},
-    ),
-    Misconception(
-        name="sigmoid_gelu",
-        part="model",
-        says='Your gelu is x·sigmoid(1.702·x), another approximation ("quick GELU"). GPT-2 uses the one with tanh.',
-        wrong={'F.gelu(x, approximate="tanh")': "x * torch.sigmoid(1.702 * x)"},
     ),
     Misconception(
         name="relu",
@@ -278,30 +237,10 @@ MISCONCEPTIONS = [
         },
     ),
     Misconception(
-        name="no_residual",
-        part="model",
-        says="Your sub-layers replace x. Each adds to it.",
-        wrong={
-            "x = x + attended": "x = attended",
-            "return x + self.linear2": "return self.linear2",
-        },
-    ),
-    Misconception(
         name="positions_restart",
         part="model",
         says="With a cache your positions start at 0 again. The first new token stands where the cache ends.",
         wrong={"torch.arange(past, past + new, device": "torch.arange(new, device"},
-    ),
-    Misconception(
-        name="positions_one_late",
-        part="model",
-        says="With a cache your positions start one too late: after 7 cached tokens the next stands at position 7.",
-        wrong={
-            "torch.arange(past, past + new, device=tokens.device)": (
-                "torch.arange(past, past + new, device=tokens.device)\n"
-                "        positions = (positions + (past > 0)).clamp(max=self.block_size - 1)"
-            )
-        },
     ),
     Misconception(
         name="no_positions",
@@ -385,18 +324,6 @@ MISCONCEPTIONS = [
         },
     ),
     Misconception(
-        name="longer_texts_cut",
-        part="model",
-        says="Your model cuts a text that is too long instead of refusing it, so the logits have fewer positions than the "
-        "tokens. Cutting is the caller's decision.",
-        wrong={
-            'raise ValueError(f"{past} + {new} tokens are more than block_size = {self.block_size}")': (
-                "tokens = tokens[:, new - (self.block_size - past) :]\n"
-                "            new = tokens.shape[1]"
-            )
-        },
-    ),
-    Misconception(
         name="layers_share_their_weights",
         part="model",
         says="Your stack is one block repeated ([block] * num_layers): all layers share their weights. Make a new block for "
@@ -421,25 +348,12 @@ MISCONCEPTIONS = [
         "0.02/√(2L), so that it does not grow with the depth.",
         wrong={"2 * num_layers if added else 1": "1"},
     ),
-    Misconception(
-        name="one_residual_layer_per_block",
-        part="model",
-        says="Your scaled matrices start with 0.02/√L. There are two sub-layers in each block, so 2L things are added: "
-        "0.02/√(2L).",
-        wrong={"2 * num_layers if added else 1": "num_layers if added else 1"},
-    ),
     # --- generate ---
     Misconception(
         name="temperature_multiplies",
         part="generate",
         says="Your logits are multiplied by the temperature. Divide by it: a low temperature makes the large ones larger.",
         wrong={"logits / temperature": "logits * temperature"},
-    ),
-    Misconception(
-        name="temperature_ignored",
-        part="generate",
-        says="Your draws do not depend on the temperature (except at 0).",
-        wrong={"logits / temperature": "logits"},
     ),
     Misconception(
         name="top_k_does_nothing",
@@ -468,12 +382,6 @@ MISCONCEPTIONS = [
         part="generate",
         says="Your top_k keeps k + 1 tokens.",
         wrong={"logits.topk(top_k).values": "logits.topk(top_k + 1).values"},
-    ),
-    Misconception(
-        name="top_k_keeps_the_best_alone",
-        part="generate",
-        says="Your top_k keeps only the largest logit: it compares with the first of the k largest instead of the last.",
-        wrong={".values[:, -1:]": ".values[:, :1]"},
     ),
     Misconception(
         name="always_greedy",
@@ -546,12 +454,6 @@ MISCONCEPTIONS = [
         wrong={"tokens.shape[1] > block_size:": "tokens.shape[1] > block_size + 1:"},
     ),
     Misconception(
-        name="rebuilt_one_early",
-        part="generate",
-        says="Your cache is thrown away one token too early: a text of exactly block_size tokens still fits.",
-        wrong={"tokens.shape[1] > block_size:": "tokens.shape[1] >= block_size:"},
-    ),
-    Misconception(
         name="use_cache_ignored",
         part="generate",
         says="Your generation uses the cache also when use_cache is false.",
@@ -587,22 +489,6 @@ MISCONCEPTIONS = [
         part="classify",
         says="Your head reads the first position, as BERT does. In a causal model the first has seen nothing but itself.",
         wrong={"hidden[rows, lengths - 1]": "hidden[:, 0]"},
-    ),
-    Misconception(
-        name="mean_of_all_positions",
-        part="classify",
-        says="Your head reads the mean over all positions. GPT reads the last real token.",
-        wrong={"hidden[rows, lengths - 1]": "hidden.mean(dim=1)"},
-    ),
-    Misconception(
-        name="class_probabilities",
-        part="classify",
-        says="Your head returns probabilities. It should return logits.",
-        wrong={
-            "self.output(hidden[rows, lengths - 1])": (
-                "self.output(hidden[rows, lengths - 1]).softmax(dim=-1)"
-            )
-        },
     ),
     Misconception(
         name="no_delimiter",
@@ -643,16 +529,6 @@ MISCONCEPTIONS = [
         },
     ),
     Misconception(
-        name="a_mixture_of_losses",
-        part="classify",
-        says="Your loss is (1 − λ)·L2 + λ·L1. In the paper L2 has weight 1.",
-        wrong={
-            "F.cross_entropy(class_logits, labels) + lm_weight": (
-                "(1 - lm_weight) * F.cross_entropy(class_logits, labels) + lm_weight"
-            )
-        },
-    ),
-    Misconception(
         name="filling_in_the_lm_loss",
         part="classify",
         says="Your language-model loss counts the filling behind shorter texts. Count the first lengths[b] tokens of each.",
@@ -664,12 +540,6 @@ MISCONCEPTIONS = [
         part="prompts",
         says="Your prompt ends in a space. In a byte-level vocabulary the space belongs to the next token: end with =>.",
         wrong={'f"{query} =>"': 'f"{query} => "'},
-    ),
-    Misconception(
-        name="newline_at_the_end",
-        part="prompts",
-        says="Your prompt ends in a newline: the model would begin another line, not the answer.",
-        wrong={'f"{query} =>"': 'f"{query} =>\\n"'},
     ),
     Misconception(
         name="question_among_the_examples",
@@ -692,18 +562,6 @@ MISCONCEPTIONS = [
         },
     ),
     Misconception(
-        name="last_examples",
-        part="prompts",
-        says="Your prompt takes the last examples. It takes the first ones.",
-        wrong={"usable[:shots]": "usable[len(usable) - shots :]"},
-    ),
-    Misconception(
-        name="examples_reversed",
-        part="prompts",
-        says="Your examples stand in reverse order.",
-        wrong={"usable[:shots]": "usable[:shots][::-1]"},
-    ),
-    Misconception(
         name="one_shot_too_many",
         part="prompts",
         says="Your prompt has one example too many: zero-shot means none.",
@@ -716,22 +574,13 @@ MISCONCEPTIONS = [
         wrong={"[task] if task else []": "[task]"},
     ),
     Misconception(
-        name="task_with_every_example",
-        part="prompts",
-        says="Your prompt repeats the description before each example. It stands once, at the beginning.",
-        wrong={
-            '[f"{given} => {answer}" for given, answer in usable[:shots]]': (
-                "[line for given, answer in usable[:shots] "
-                'for line in ([f"{given} => {answer}", task] if task else [f"{given} => {answer}"])]'
-            )
-        },
-    ),
-    Misconception(
         name="counts_characters",
         part="prompts",
         says="Your fill_context counts characters. How many tokens a text has is said by count_tokens.",
         wrong={
-            "if count_tokens(longer) > max_tokens:": "if len(longer) > max_tokens:",
+            "if count_tokens(prompt) <= max_tokens]": (
+                "if len(prompt) <= max_tokens or (prompt == prompts[0] and count_tokens(prompt) <= max_tokens)]"
+            )
         },
     ),
     Misconception(
@@ -740,8 +589,11 @@ MISCONCEPTIONS = [
         says="Your fill_context takes all examples and cuts the prompt. Examples are whole or left out, and the question must "
         "not be lost.",
         wrong={
-            "if count_tokens(longer) > max_tokens:\n            break\n        prompt = longer": (
-                "prompt = longer\n    while count_tokens(prompt) > max_tokens:\n        prompt = prompt[1:]"
+            "return fitting[-1]": (
+                "prompt = prompts[-1]\n"
+                "    while count_tokens(prompt) > max_tokens:\n"
+                "        prompt = prompt[1:]\n"
+                "    return prompt"
             )
         },
     ),
@@ -749,16 +601,119 @@ MISCONCEPTIONS = [
         name="room_not_used_up",
         part="prompts",
         says="A prompt of exactly max_tokens fits: at most max_tokens, not fewer.",
-        wrong={"if count_tokens(longer) > max_tokens:": "if count_tokens(longer) >= max_tokens:"},
-    ),
-    Misconception(
-        name="counts_the_question_alone",
-        part="prompts",
-        says="Your fill_context counts one example's line at a time, not the whole prompt.",
         wrong={
-            "if count_tokens(longer) > max_tokens:": (
-                'if count_tokens(" => ".join(usable[shots - 1])) > max_tokens:'
+            "if count_tokens(prompt) <= max_tokens]": (
+                "if count_tokens(prompt) < max_tokens or (prompt == prompts[0] and count_tokens(prompt) <= max_tokens)]"
             )
         },
     ),
 ]
+
+ONE_DEVICE = "On the CPU there is one device. On a GPU the tests notice it."
+ONE_SHAPE = "All keys and values in a cache have one number of positions, whichever is asked."
+
+EQUIVALENT = [
+    Equivalent(
+        part="attention",
+        before="mask = torch.ones(queries, keys, dtype=torch.bool, device=x.device).tril(keys - queries)",
+        after="mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)",
+        because=ONE_DEVICE,
+    ),
+    Equivalent(
+        part="model",
+        before="positions = torch.arange(past, past + new, device=tokens.device)",
+        after="positions = torch.arange(past, past + new)",
+        because=ONE_DEVICE,
+    ),
+    Equivalent(
+        part="model",
+        before="past = cache[0][0].shape[2] if cache else 0",
+        after="past = cache[0][1].shape[2] if cache else 0",
+        because=ONE_SHAPE,
+    ),
+    Equivalent(
+        part="model",
+        before="past = cache[0][0].shape[2] if cache else 0",
+        after="past = cache[0][-1].shape[2] if cache else 0",
+        because=ONE_SHAPE,
+    ),
+    Equivalent(
+        part="model",
+        before="past = cache[0][0].shape[2] if cache else 0",
+        after="past = cache[-1][0].shape[2] if cache else 0",
+        because=ONE_SHAPE,
+    ),
+    Equivalent(
+        part="generate",
+        before="return torch.multinomial(probs.cpu(), 1, generator=generator).squeeze(1).to(logits.device)",
+        after="return torch.multinomial(probs.cpu(), 1, generator=generator).squeeze(1)",
+        because=ONE_DEVICE,
+    ),
+    Equivalent(
+        part="generate",
+        before="return torch.multinomial(probs.cpu(), 1, generator=generator).squeeze(1).to(logits.device)",
+        after="return torch.multinomial(probs, 1, generator=generator).squeeze(1).to(logits.device)",
+        because=ONE_DEVICE,
+    ),
+    Equivalent(
+        part="generate",
+        before="if top_k is not None and top_k < logits.shape[1]:",
+        after="if top_k is not None and top_k <= logits.shape[1]:",
+        because="With top_k the size of the vocabulary no logit is below the smallest that is kept.",
+    ),
+    Equivalent(
+        part="classify",
+        before="rows = torch.arange(len(hidden), device=hidden.device)",
+        after="rows = torch.arange(len(hidden))",
+        because=ONE_DEVICE,
+    ),
+    Equivalent(
+        part="classify",
+        before="real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]",
+        after="real = torch.arange(tokens.shape[1]) < lengths[:, None]",
+        because=ONE_DEVICE,
+    ),
+]
+
+
+def _attention(answers: ModuleType, rng: torch.Generator) -> object:
+    torch.manual_seed(int(torch.randint(2**31, (), generator=rng)))
+    past, new = torch.randint(1, 4, (2,), generator=rng).tolist()
+    attention = answers.CausalSelfAttention(4, 2)
+    with torch.no_grad():
+        _, cache = attention(torch.randn(1, past, 4))
+        return attention(torch.randn(1, new, 4), cache)[0]
+
+
+def _model(answers: ModuleType, rng: torch.Generator) -> object:
+    torch.manual_seed(int(torch.randint(2**31, (), generator=rng)))
+    past, new, layers = torch.randint(1, 3, (3,), generator=rng).tolist()
+    model = answers.GPT(3, 4, 2, 1, layers)
+    tokens = torch.randint(3, (1, past + new), generator=rng)
+    with torch.no_grad():
+        _, cache = model.hidden(tokens[:, :past])
+        return model.hidden(tokens[:, past:], cache)[0]
+
+
+def _generate(answers: ModuleType, rng: torch.Generator) -> object:
+    logits = torch.randn(3, 5, generator=rng)
+    top_k = int(torch.randint(1, 7, (), generator=rng))
+    return answers.choose(logits, 0.8, top_k, rng)
+
+
+def _classify(answers: ModuleType, rng: torch.Generator) -> object:
+    torch.manual_seed(int(torch.randint(2**31, (), generator=rng)))
+    lengths = torch.randint(2, 5, (3,), generator=rng)
+    head = answers.ClassificationHead(2, 3)
+    logits = head(torch.randn(3, 4, 2, generator=rng), lengths)
+    tokens, labels = torch.randint(3, (3, 4), generator=rng), torch.randint(3, (3,), generator=rng)
+    lm_logits = torch.randn(3, 4, 3, generator=rng)
+    return answers.fine_tuning_loss(logits, labels, lm_logits, tokens, lengths)
+
+
+EXAMPLES = {
+    "attention": _attention,
+    "model": _model,
+    "generate": _generate,
+    "classify": _classify,
+}
