@@ -363,8 +363,8 @@ def replace_spans(
 
     Returns:
         ``inputs``, the text with each span replaced by one sentinel, in order; and ``targets``, for each span its
-        sentinel and its tokens, and after the last span the next sentinel. Both int64, on the device of
-        ``tokens``.
+        sentinel and its tokens, and after the last span the next sentinel. Both of the dtype and on the device
+        of ``tokens``.
 
     Raises:
         ValueError: ``mask`` does not have the shape of ``tokens`` (the message says ``mask``); a token is
@@ -389,8 +389,7 @@ def replace_spans(
     targets.append(sentinel)
     if vocab_size - sentinel > num_sentinels:
         raise ValueError(f"num_sentinels = {num_sentinels} are too few for this text")
-    as_tensor = tokens.new_tensor
-    return as_tensor(inputs, dtype=torch.int64), as_tensor(targets, dtype=torch.int64)
+    return tokens.new_tensor(inputs), tokens.new_tensor(targets)
     ### END SOLUTION
 
 
@@ -470,6 +469,9 @@ for length in (1, 2, 3, 8, 13, 40):
 tokens = torch.randint(900, (9,), generator=rng).to(device)
 cases += [(tokens, torch.full((9,), all_noise, device=device), 1000) for all_noise in (True, False)]
 cases.append((tokens[:0], torch.zeros(0, dtype=torch.bool, device=device), 1000))
+# By default there are 100 sentinels: 99 spans and the end.
+cases.append((torch.arange(197).to(device), (torch.arange(197) % 2 == 0).to(device), 1000))
+cases.append((tokens - tokens.max() + 899, torch.zeros(9, dtype=torch.bool, device=device), 1000))
 # Exactly as many sentinels as are needed: three spans and the end.
 comb = torch.tensor([True, False, True, False, True]).to(device)
 cases.append((tokens[:5], comb, 904, 4))
@@ -520,7 +522,8 @@ for bad_tokens, bad_mask, sizes, says in [
     (tokens, comb & False, (10, 6), "tokens"),
     (tokens, comb, (100, 3), "num_sentinels"),
     (tokens, comb & False, (100, 0), "num_sentinels"),
-    (torch.arange(202), torch.arange(202) % 2 == 0, (1000,), "num_sentinels"),
+    (torch.arange(199), torch.arange(199) % 2 == 0, (1000,), "num_sentinels"),
+    (tokens + 896, comb, (1000,), "tokens"),
 ]:
     check.raises(
         ValueError,
@@ -579,6 +582,22 @@ check.that(
 )
 same = [span_corrupt(cases[2][0], 500, lab.generator(7))[0].tolist() for _ in range(2)]
 check.equal(same[0], same[1], because="The same state of the generator must give the same example.")
+# By default there are 100 sentinels: in a vocabulary of 500 the largest token is 399.
+tokens = torch.full((20,), 399, device=device)
+check.equal(
+    span_corrupt(tokens, 500, draws)[0],
+    [399] * 17 + [499],
+    because="Unless given, the last 100 ids are sentinels, and no others.",
+)
+check.raises(
+    ValueError,
+    span_corrupt,
+    tokens + 1,
+    500,
+    draws,
+    mentions="tokens",
+    because="Unless given, the last 100 ids are sentinels: a token among them is bad input.",
+)
 for bad, says in [((500, draws, 1.5), "noise_density"), ((500, draws, 0.5, 1.0, 5), "num_senti")]:
     check.raises(
         ValueError,
@@ -683,7 +702,7 @@ def read_answer(task: Task, written: str) -> str | int | float | None:
         try:
             number = float(written)
         except ValueError:
-            return None
+            number = math.nan
         return number if math.isfinite(number) else None
     return written
     ### END SOLUTION
@@ -998,6 +1017,14 @@ for shape, pad_id in [((4,), 0), ((3, 5), 0), ((3, 5), 4), ((2, 3, 4), 0), ((3, 
         right.grad,
         because="The gradient of the logits is off: padding must get none, and the others (softmax - one-hot) / count.",
     )
+# One token alone among padding.
+logits = torch.randn(2, 3, 5, generator=rng, dtype=torch.float64).to(device)
+targets = torch.tensor([[0, 0, 0], [3, 0, 0]]).to(device)
+check.close(
+    seq2seq_loss(logits, targets),
+    theirs.seq2seq_loss(logits, targets),
+    because="With one token that is not padding the loss is that of this token.",
+)
 # Nothing but padding: no loss, no gradient, no NaN.
 logits = torch.randn(2, 3, 5, generator=rng, dtype=torch.float64).to(device).requires_grad_()
 loss = seq2seq_loss(logits, torch.zeros(2, 3, dtype=torch.int64, device=device))
@@ -1128,8 +1155,9 @@ def relative_position_bucket(
     else:
         first = 0
         distance = (-relative_position).clamp(min=0)
-    growth = torch.log(distance / exact) / math.log(max_distance / exact)  # -inf for distance 0
-    far = exact + (growth.clamp(min=0) * (buckets - exact)).long()
+    # Negative below exact, where it is not used.
+    growth = torch.log(distance / exact) / math.log(max_distance / exact)
+    far = exact + (growth * (buckets - exact)).long()
     return first + torch.where(distance < exact, distance, far.clamp(max=buckets - 1))
     ### END SOLUTION
 
@@ -1197,7 +1225,7 @@ for case, got in zip(cases, each(relative_position_bucket, cases), strict=True):
 # T5's own sizes, left out: 32 buckets up to 128. 11, 16, 23, 32, 45, 64, 91 begin new ones; 16, 32 and 64 lie on
 # boundaries.
 positions = torch.tensor(
-    [-3000, -129, -128, -100, -90, -46, -20, -11, -10, -8, -7, 0, 7, 12, 40, 1000]
+    [-3000, -129, -128, -113, -112, -91, -90, -46, -20, -11, -10, -8, -7, 0, 7, 12, 40, 1000]
 )
 for bidirectional in (True, False):
     check.equal(
@@ -1325,31 +1353,21 @@ print(f"text     {as_words(ids)}\n\ninputs   {as_words(corrupted)}\n\ntargets  {
 
 MEANS = (1, 2, 3, 5, 10)
 text = torch.zeros(512, dtype=torch.int64)
-lengths = {
-    density: [
-        [len(side) for side in span_corrupt(text, 1000, lab.generator(0), density, mean, 500)]
-        for mean in MEANS
-    ]
-    for density in (0.15, 0.5)
-}
+pairs = [span_corrupt(text, 1000, lab.generator(0), mean_span_length=mean) for mean in MEANS]
+read, written = ([len(side) for side in sides] for sides in zip(*pairs, strict=True))
+
 figures.use_style()
 fig, ax = plt.subplots()
-for colour, (density, pairs) in zip(figures.COLOURS, lengths.items(), strict=False):
-    for line, side, name in [("o-", 0, "inputs"), ("s--", 1, "targets")]:
-        counts = [pair[side] for pair in pairs]
-        ax.plot(MEANS, counts, line, color=colour, label=f"{name}, {density:.0%} noise")
-ax.axhline(512, linestyle=":", color="grey", label="the text")
+ax.plot(MEANS, read, "o-", label="inputs, which the encoder reads")
+ax.plot(MEANS, written, "s--", label="targets, which the decoder writes")
+ax.axhline(len(text), linestyle=":", color="grey", label="the text")
 ax.set(xlabel="mean span length", ylabel="tokens", ylim=(0, 560), xticks=MEANS)
-ax.legend(fontsize=8, ncols=2, loc="center right")
+ax.legend(loc="center right")
 figures.show(
     fig,
-    alt="Tokens of inputs and targets for a text of 512, by mean span length. "
-    + " ".join(
-        f"With {density:.0%} noise: "
-        + ", ".join(f"{i} and {t} at {mean}" for mean, (i, t) in zip(MEANS, pairs, strict=True))
-        + "."
-        for density, pairs in lengths.items()
-    ),
+    alt=f"Tokens of inputs and targets for a text of {len(text)}, by mean span length: "
+    + ", ".join(f"{i} and {t} at {mean}" for mean, i, t in zip(MEANS, read, written, strict=True))
+    + ".",
 )
 
 # %% [markdown]

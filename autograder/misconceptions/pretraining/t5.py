@@ -133,11 +133,11 @@ MISCONCEPTIONS = [
         says="Your sentinels count upwards from the first id of the last num_sentinels. They count downwards: the first "
         "is vocab_size - 1.",
         wrong={
-            "    as_tensor = tokens.new_tensor\n": (
-                "    as_tensor = tokens.new_tensor\n"
+            "    return tokens.new_tensor(inputs)": (
                 "    first = vocab_size - num_sentinels\n"
                 "    inputs = [first + vocab_size - 1 - t if t >= first else t for t in inputs]\n"
                 "    targets = [first + vocab_size - 1 - t if t >= first else t for t in targets]\n"
+                "    return tokens.new_tensor(inputs)"
             )
         },
     ),
@@ -146,11 +146,7 @@ MISCONCEPTIONS = [
         part="spans",
         says="Your targets end with the last span. One more sentinel comes after it: it says that nothing else is "
         "missing.",
-        wrong={
-            "    return as_tensor(inputs, dtype=torch.int64), as_tensor(targets, dtype=torch.int64)": (
-                "    return as_tensor(inputs, dtype=torch.int64), as_tensor(targets[:-1], dtype=torch.int64)"
-            )
-        },
+        wrong={"tokens.new_tensor(targets)": "tokens.new_tensor(targets[:-1])"},
     ),
     Misconception(
         name="one_sentinel_for_each_token",
@@ -487,13 +483,67 @@ MISCONCEPTIONS = [
     ),
 ]
 
-EQUIVALENT: list[Equivalent] = []
+ONE_DEVICE = "On the CPU there is one device. On a GPU the tests notice it."
+SAME_SHAPE = "That both have one shape was checked before: neither ends before the other."
+LOOP = "for token, noise in zip(tokens.tolist(), mask.tolist(), strict=True):"
+
+EQUIVALENT = [
+    Equivalent(
+        part="spans",
+        before=LOOP,
+        after="for token, noise in zip(tokens.tolist(), mask.tolist()):",
+        because=SAME_SHAPE,
+    ),
+    Equivalent(
+        part="spans",
+        before=LOOP,
+        after="for token, noise in zip(tokens.tolist(), mask.tolist(), strict=False):",
+        because=SAME_SHAPE,
+    ),
+    Equivalent(
+        part="spans",
+        before=LOOP,
+        after="for token, noise in zip(tokens, mask.tolist(), strict=True):",
+        because="new_tensor makes the same of tensors of one number as of numbers.",
+    ),
+    Equivalent(
+        part="spans",
+        before=LOOP,
+        after="for token, noise in zip(tokens.tolist(), mask, strict=True):",
+        because="A tensor of one boolean is as true as the boolean.",
+    ),
+    Equivalent(
+        part="spans",
+        before="return replace_spans(tokens, mask.to(tokens.device), vocab_size, num_sentinels)",
+        after="return replace_spans(tokens, mask, vocab_size, num_sentinels)",
+        because=ONE_DEVICE,
+    ),
+    Equivalent(
+        part="relative",
+        before="return first + torch.where(distance < exact, distance, far.clamp(max=buckets - 1))",
+        after="return first + torch.where(distance <= exact, distance, far.clamp(max=buckets - 1))",
+        because="At the distance exact the logarithm is 0, so the growing buckets begin with bucket exact.",
+    ),
+    Equivalent(
+        part="bias",
+        before="query = torch.arange(queries, device=table.device)",
+        after="query = torch.arange(queries)",
+        because=ONE_DEVICE,
+    ),
+    Equivalent(
+        part="bias",
+        before="key = torch.arange(keys, device=table.device)",
+        after="key = torch.arange(keys)",
+        because=ONE_DEVICE,
+    ),
+]
 
 
-def _noise(answers: ModuleType, rng: torch.Generator) -> object:
-    length = int(torch.randint(2, 60, (), generator=rng))
-    density, mean = torch.rand(2, generator=rng).tolist()
-    return answers.noise_mask(length, rng, 0.01 + 0.98 * density, 1 + 4 * mean)
+def _spans(answers: ModuleType, rng: torch.Generator) -> object:
+    length = int(torch.randint(2, 40, (), generator=rng))
+    tokens = torch.randint(100, (length,), generator=rng)
+    mask = torch.rand(length, generator=rng) < 0.4
+    return answers.replace_spans(tokens, mask, 150, 40), answers.span_corrupt(tokens, 200, rng)
 
 
 def _relative(answers: ModuleType, rng: torch.Generator) -> object:
@@ -503,4 +553,11 @@ def _relative(answers: ModuleType, rng: torch.Generator) -> object:
     return answers.relative_position_bucket(positions, both, 2 * buckets, 2 * buckets + further)
 
 
-EXAMPLES = {"noise": _noise, "relative": _relative}
+def _bias(answers: ModuleType, rng: torch.Generator) -> object:
+    queries, keys, further = torch.randint(1, 20, (3,), generator=rng).tolist()
+    table = torch.randn(10, 3, generator=rng)
+    both = bool(torch.randint(2, (), generator=rng))
+    return answers.relative_bias(table, queries, keys, both, 10 + further)
+
+
+EXAMPLES = {"spans": _spans, "relative": _relative, "bias": _bias}
