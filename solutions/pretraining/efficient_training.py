@@ -1408,3 +1408,113 @@ figures.show(
     + ", ".join(f"{end:.3f} in {label}" for label, end in ends.items())
     + f". The scale began at {scales[0]:.0f} and ended at {scales[-1]:.0f}.",
 )
+
+# %% [markdown]
+# With a mean over so many positions, float16 without a scale loses the small gradients and learns more slowly, or
+# not at all, where float32 goes on. The scale begins far too high: its first steps overflow, are skipped, and halve it,
+# and later it tries a doubling from time to time. Each fall in the right picture is a step that was not taken.
+#
+# ## Experiment: a ring of real processes
+#
+# Your `ring_all_reduce`, in processes of their own which share no memory and talk through sockets
+# (`torch.distributed` with its backend gloo). Each holds a buffer of random numbers in the place of a gradient. We
+# compare the result with torch's own all-reduce, and count what the busiest process sends, against the plan in which
+# all send to rank 0 and rank 0 sends the sum to all.
+
+# %% experiment=true
+import multiprocessing
+import os
+import sys
+import tempfile
+
+import torch.distributed as dist
+
+WORLDS, SIZE = (2, 3, 4, 6, 8), 24 * (1_000_000 if device.type == "cuda" else 10_000)
+
+
+def one_rank(rank: int, world_size: int, folder: str, found: multiprocessing.Queue) -> None:
+    """What each process runs: it meets the others, sums in both ways, and reports."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size
+    )
+    buffer = torch.randn(SIZE, generator=lab.generator(f"gradient {rank}"))
+    sent = []
+
+    def exchange(chunk: Tensor) -> Tensor:
+        arrived = torch.empty_like(chunk)  # SIZE divides by every world size: chunks are equal
+        sending = dist.isend(chunk.contiguous(), (rank + 1) % world_size)
+        dist.recv(arrived, (rank - 1) % world_size)
+        sending.wait()
+        sent.append(len(chunk))
+        return arrived
+
+    ours = ring_all_reduce(buffer, rank, world_size, exchange)
+    torchs = buffer.clone()
+    dist.all_reduce(torchs)
+    central = sum_at_rank_0(buffer.clone(), rank, world_size)
+    error = (ours - torchs).abs().max().item()
+    found.put((rank, error, sum(sent) / SIZE, central / SIZE))
+    dist.destroy_process_group()
+
+
+def sum_at_rank_0(total: Tensor, rank: int, world_size: int) -> int:
+    """All send to rank 0, rank 0 sends the sum to all; how many numbers this rank has sent."""
+    if rank:
+        dist.send(total, 0)
+        dist.recv(total, 0)
+        return len(total)
+    for other in range(1, world_size):
+        arrived = torch.empty_like(total)
+        dist.recv(arrived, other)
+        total += arrived
+    for other in range(1, world_size):
+        dist.send(total, other)
+    return (world_size - 1) * len(total)
+
+
+def ring_of_processes(world_size: int) -> tuple[float, float, float]:
+    """Largest error, and gradients sent by the busiest process: in the ring, and with everything at rank 0."""
+    context = multiprocessing.get_context("fork")
+    found = context.Queue()
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [
+            context.Process(target=one_rank, args=(rank, world_size, folder, found), daemon=True)
+            for rank in range(world_size)
+        ]
+        for process in ranks:
+            process.start()
+        reports = [found.get(timeout=120) for _ in ranks]
+        for process in ranks:
+            process.join(timeout=60)
+    _, errors, ring, central = zip(*reports, strict=True)
+    return max(errors), max(ring), max(central)
+
+
+if "fork" not in multiprocessing.get_all_start_methods():
+    print("This experiment needs processes that are forked, which this system does not have.")
+else:
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all processes are on this machine
+    errors, ring, central = zip(
+        *(ring_of_processes(n) for n in tqdm(WORLDS, desc="rings")), strict=True
+    )
+    fig, ax = plt.subplots()
+    ax.plot(WORLDS, central, "s--", color=figures.COLOURS[1], label="all to rank 0")
+    ax.plot(WORLDS, ring, "o-", color=figures.COLOURS[0], label="ring")
+    ax.set(xlabel="processes", ylabel="gradients sent by the busiest", ylim=(0, None))
+    ax.legend()
+    figures.show(
+        fig,
+        alt="Gradients sent by the busiest process: "
+        + "; ".join(
+            f"{n} processes, {r:.2f} in the ring and {c:.0f} with everything at rank 0"
+            for n, r, c in zip(WORLDS, ring, central, strict=True)
+        )
+        + f". The ring's sums differ from torch's by at most {max(errors):.0e}.",
+    )
+
+# %% [markdown]
+# The busiest process of the ring sends less than two gradients however many there are; rank 0 sends one more for every
+# machine that joins. The ring pays with steps: $2(n-1)$ of them, each waiting for the slowest link. For small messages on
+# many machines libraries therefore use trees, or mix both.
