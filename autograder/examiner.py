@@ -82,16 +82,24 @@ class Learner:
     def run(self, cell: dict) -> dict:
         """Runs a cell; what comes back is checked, for the process may say anything."""
         outcome = self.ask("run", CELL_SECONDS, cell["source"], seconds=CELL_SECONDS)
-        try:
-            error, shown = outcome["error"], outcome["shown"]
-            checked = {stream: outcome[stream][:MAX_TEXT] + "" for stream in ("stdout", "stderr")}
-            checked["error"] = [str(part)[:2000] for part in error] if error else None
-            checked["shown"] = [
-                {str(k): str(v) for k, v in bundle.items()} for bundle in shown[:MAX_SHOWN]
-            ]
-        except (TypeError, KeyError, AttributeError) as malformed:
-            raise ProtocolError("a cell's outcome is not one") from malformed
-        return checked
+        # Only plain data is looked at: an object of theirs could answer with anything, and for any time.
+        match outcome:
+            case {
+                "error": None | [str(), str()] as error,
+                "stdout": str(stdout),
+                "stderr": str(stderr),
+                "shown": list(shown),
+            } if all(
+                type(bundle) is dict and {*map(type, bundle), *map(type, bundle.values())} <= {str}
+                for bundle in shown
+            ):
+                return {
+                    "error": error and [part[:2000] for part in error],
+                    "stdout": stdout[:MAX_TEXT],
+                    "stderr": stderr[:MAX_TEXT],
+                    "shown": shown[:MAX_SHOWN],
+                }
+        raise ProtocolError("a cell's outcome is not one")
 
     def restart(self) -> None:
         """A fresh process in which the same cells have run and the same parts are lent."""

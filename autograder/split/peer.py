@@ -7,6 +7,7 @@ whose backward pass asks for it.
 """
 
 import builtins
+import contextlib
 import copy
 import functools
 import operator
@@ -17,6 +18,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,6 +51,9 @@ EVERYTHING = frozenset(
         "setattr",
     }
 )
+
+# What can be changed in place, and comes back where it was.
+CHANGEABLE = (Tensor, torch.Generator, list, dict, np.ndarray)
 
 # What reading an attribute gives where it is a method of the object itself.
 METHOD = object()
@@ -275,10 +280,8 @@ class Peer:
             error = _rebuilt_error(message["error"])
             self._note("error", type(error).__name__)
             raise error
-        for position, written in message.get("changed", []):
-            if type(position) is not int or not 0 <= position < len(encoder.shared):
-                raise ProtocolError("a change to an argument that was not sent")
-            _copy_into(encoder.shared[position], decoder.decode(written))
+        if "changed" in message:
+            _change(encoder.shared, message["changed"], decoder)
         if message.get("method") is True:
             return METHOD
         value = decoder.decode(message.get("value"))
@@ -293,6 +296,8 @@ class Peer:
 
     def _join_graph(self, number: int, value: Any, inputs: list[Tensor]) -> Any:
         """Gives the result's tensors a backward pass that runs over there."""
+        if type(number) is not int:
+            raise ProtocolError("a graph that has no number")
         outputs = [tensor for tensor in _tensors(value) if tensor.requires_grad]
         joined = _Remote.apply(self, number, outputs, torch.empty(0, requires_grad=True), *inputs)
         replaced = {id(old): new for old, new in zip(outputs, joined, strict=True)}
@@ -321,12 +326,15 @@ class Peer:
         for number in message.get("forget", []):
             self._drop(number)
         graph = bool(message.get("graph"))
-        decoder = self._decoder(buffers, graph=graph)
-        target = decoder.decode(message.get("on"))
-        args = decoder.decode(message.get("args"))
-        kwargs = decoder.decode(message.get("kwargs"))
-        before = [_snapshot(value) for value in decoder.shared]
         with torch.set_grad_enabled(graph):
+            decoder = self._decoder(buffers, graph=graph)
+            target = decoder.decode(message.get("on"))
+            args = decoder.decode(message.get("args"))
+            kwargs = decoder.decode(message.get("kwargs"))
+            # Anything else would be spread out, and an object of ours asked for what it holds.
+            if type(args) is not tuple or type(kwargs) is not dict:
+                raise ProtocolError("arguments that are none")
+            before = [_snapshot(value) for value in decoder.shared]
             value = self._do(message, target, args, kwargs)
             if message["op"] in ("call", "each", "method", "service"):
                 return self._reply(value, graph, decoder, before)
@@ -487,7 +495,7 @@ class _Remote(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple:
         answer = ctx.peer.ask("backward", args=(ctx.number, list(gradients)), kwargs={})
-        if len(answer) != ctx.inputs:
+        if type(answer) is not list or len(answer) != ctx.inputs:
             raise ProtocolError("not one gradient for each input")
         return (None, None, None, None, *answer)
 
@@ -570,24 +578,39 @@ def _fresh(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
+def _change(sent: list, changed: list, decoder: Decoder) -> None:
+    """Makes the caller's arguments what the other side made of them."""
+    if type(changed) is not list:
+        raise ProtocolError("not a list of changes")
+    for change in changed:
+        if type(change) is not list or len(change) != 2:
+            raise ProtocolError("not a change")
+        position, written = change
+        if type(position) is not int or not 0 <= position < len(sent):
+            raise ProtocolError("a change to an argument that was not sent")
+        _copy_into(sent[position], decoder.decode(written))
+
+
 def _copy_into(mine: Any, changed: Any) -> None:
-    """Makes the caller's argument what the other side made of it."""
-    if isinstance(mine, Tensor):
-        if mine.shape != changed.shape:
+    kind = next(kind for kind in CHANGEABLE if isinstance(mine, kind))
+    # What was sent as a list can have become no range of any length, and no object that gives what it likes.
+    if not isinstance(changed, kind):
+        raise ProtocolError("an argument has become something of another kind")
+    if kind is Tensor or kind is np.ndarray:
+        if mine.shape != changed.shape or mine.dtype != changed.dtype:
             raise RuntimeError(
-                f"an argument's shape was changed in place, to {tuple(changed.shape)}"
+                "an argument's shape or dtype was changed in place, "
+                f"to {tuple(changed.shape)}, {changed.dtype}"
             )
         with torch.no_grad():
-            mine.copy_(changed)
-    elif isinstance(mine, torch.Generator):
+            mine[...] = changed
+    elif kind is torch.Generator:
         mine.set_state(changed.get_state())
-    elif isinstance(mine, list):
+    elif kind is list:
         mine[:] = changed
-    elif isinstance(mine, dict):
+    else:
         mine.clear()
         mine.update(changed)
-    else:
-        mine[...] = changed
 
 
 def _written_error(error: BaseException) -> list[str]:
@@ -599,13 +622,29 @@ def _written_error(error: BaseException) -> list[str]:
     return [type(error).__name__[:100], kinds[0], text]
 
 
+def _made_of_a_text(kind: type[Exception]) -> type[Exception]:
+    """The nearest kind of error that a text alone makes and that ends nothing but what raised it."""
+    if issubclass(kind, StopIteration | StopAsyncIteration):
+        return RuntimeError  # as in a generator: it would end whatever loop the caller is in
+    for base in kind.__mro__:
+        with contextlib.suppress(TypeError):
+            if isinstance(base(""), Exception):
+                return base
+    return RuntimeError
+
+
+ERRORS = {
+    name: _made_of_a_text(kind)
+    for name, kind in vars(builtins).items()
+    if isinstance(kind, type) and issubclass(kind, Exception)
+}
+
+
 def _rebuilt_error(written: list) -> Exception:
     """The exception as the nearest built-in type; what would end a process arrives as an ordinary error."""
+    if type(written) is not list or list(map(type, written)) != [str, str, str]:
+        raise ProtocolError("not an error")
     name, kind, text = written
-    found = getattr(builtins, kind, None) if type(kind) is str else None
-    ordinary = isinstance(found, type) and issubclass(found, Exception)
-    if not ordinary or found in (UnicodeDecodeError, UnicodeEncodeError, UnicodeTranslateError):
-        found = ValueError if ordinary else RuntimeError
-    error = found(str(text))
-    error.raised_there = str(name)
+    error = ERRORS.get(kind, RuntimeError)(text)
+    error.raised_there = name
     return error

@@ -8,11 +8,11 @@ A frame is ``<header length: u32> <buffers' length: u64> <header: JSON> <buffers
 ``true``, ``false``, strings and small integers stand for themselves; all else is ``{tag: …}``.
 """
 
-import contextlib
 import dataclasses
 import json
 import struct
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,13 +35,19 @@ MAX_DEPTH = 64
 MAX_NODES = 1_000_000
 MAX_INT_BITS = 1 << 16
 MAX_PLAIN_INT = 1 << 53  # larger ones are written in hexadecimal
+MAX_DIMENSIONS = 64  # more no operation of torch or numpy takes
+MAX_ALIKE = 64  # keys of a dict, or members of a set, that have the same hash
 
 SHORT = 64  # bytes that are written in hexadecimal, not in a buffer of their own
 
 HEAD = struct.Struct(">IQ")
 
-# No circles are looked for: an encoder writes trees.
-_write = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+# The state of a CPU generator, as far as it says which number is next: how many there are left, and where.
+GENERATOR = struct.Struct("=8xi4xQ")
+GENERATOR_NUMBERS = 624
+
+# No circles are looked for: an encoder writes trees. Written as escapes two surrogates would arrive as one character.
+_write = json.JSONEncoder(separators=(",", ":"), check_circular=False, ensure_ascii=False).encode
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -52,7 +58,12 @@ DTYPES = {
     )
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-NUMPY_KINDS = "biufc"
+# Not whatever numpy reads as a dtype: a comma there makes a record, and a number a shape.
+NUMPY_DTYPES = {
+    dtype.str: dtype
+    for code in "?bhilqBHILQefdgFDG"
+    for dtype in (np.dtype(code).newbyteorder(order) for order in "<>")
+}
 THEMSELVES = frozenset({type(None), bool, int, str})
 
 
@@ -66,7 +77,7 @@ def pack(message: dict, buffers: list[bytes]) -> bytes:
     Raises:
         ProtocolError: it is larger than the other side would accept.
     """
-    header = _write([message, [len(buffer) for buffer in buffers]]).encode()
+    header = _write([message, [len(buffer) for buffer in buffers]]).encode("utf-8", "surrogatepass")
     size = sum(len(buffer) for buffer in buffers)
     _check_sizes(len(header), size)
     return b"".join((HEAD.pack(len(header), size), header, *buffers))
@@ -95,6 +106,8 @@ def unpack_payload(header: bytes, blob: bytes) -> tuple[dict, list[memoryview]]:
         raise ProtocolError("the header is not a message") from error
     if not isinstance(message, dict) or not isinstance(lengths, list):
         raise ProtocolError("the header is not a message")
+    if len(lengths) > MAX_NODES:  # each costs a hundred times as much here as in the header
+        raise ProtocolError("a message has too many buffers")
     if not all(type(length) is int and length >= 0 for length in lengths) or sum(lengths) != len(
         blob
     ):
@@ -139,7 +152,8 @@ class _Counted:
 
     def _count(self, values: int, depth: int) -> None:
         self._nodes += values
-        self._deepest = max(self._deepest, depth)
+        if depth > self._deepest:
+            self._deepest = depth
         if depth > MAX_DEPTH or self._nodes > MAX_NODES:
             raise ProtocolError("a value is nested too deeply or holds too many values")
 
@@ -197,34 +211,37 @@ class Encoder(_Counted):
 
     def _plain(self, value: Any, kind: type, depth: int) -> dict | None:
         if isinstance(value, Tensor):
-            return self._tensor(value)
+            return self._tensor(value, depth + 1)
         if self.classes.get(kind.__name__) is kind:
-            return self._record(value, kind, depth)
+            return self._record(value, kind, depth + 1)
         if isinstance(value, list):
             self._share(value)
-            return {"l": self._all(value, depth)}
+            return {"l": self._all(value, depth + 1)}
         if isinstance(value, tuple):
-            return {"t": self._all(value, depth)}
+            return {"t": self._all(value, depth + 1)}
         if isinstance(value, dict):
             self._share(value)
-            return {"d": [self._all(value.keys(), depth), self._all(value.values(), depth)]}
-        if kind in (set, frozenset):
-            return {"s": self._all(value, depth)}
-        return self._rare(value, kind, depth)
+            keys, items = value.keys(), value.values()
+            return {"d": [self._all(keys, depth + 1), self._all(items, depth + 1)]}
+        if kind is set:
+            return {"s": self._all(value, depth + 1)}
+        if kind is frozenset:
+            return {"fs": self._all(value, depth + 1)}
+        return self._rare(value, kind, depth + 1)
 
     def _all(self, items: Collection, depth: int) -> list:
         if _stand_for_themselves(items):
             self._count(len(items), depth)
             return list(items)
-        return [self.encode(item, depth + 1) for item in items]
+        return [self.encode(item, depth) for item in items]
 
     def _rare(self, value: Any, kind: type, depth: int) -> dict | None:
         if kind in (bytes, bytearray, memoryview):
             return {"b": self._buffer(bytes(value))}
-        if isinstance(value, np.ndarray) and value.dtype.kind in NUMPY_KINDS:
+        if isinstance(value, np.ndarray) and value.dtype.str in NUMPY_DTYPES:
             self._share(value)
             return {"A": [value.dtype.str, list(value.shape), self._buffer(value.tobytes())]}
-        if isinstance(value, np.generic) and value.dtype.kind in NUMPY_KINDS:
+        if isinstance(value, np.generic) and value.dtype.str in NUMPY_DTYPES:
             return {"n": [value.dtype.str, self._buffer(value.tobytes())]}
         if isinstance(value, torch.Generator):
             self._share(value)
@@ -247,9 +264,7 @@ class Encoder(_Counted):
         names = (
             kind._fields if issubclass(kind, tuple) else [f.name for f in dataclasses.fields(kind)]
         )
-        return {
-            "D": [kind.__name__, [[n, self.encode(getattr(value, n), depth + 1)] for n in names]]
-        }
+        return {"D": [kind.__name__, [[n, self.encode(getattr(value, n), depth)] for n in names]]}
 
     def _int(self, value: int) -> int | dict:
         if abs(value) < MAX_PLAIN_INT:
@@ -258,7 +273,7 @@ class Encoder(_Counted):
             raise ProtocolError("an integer is too large")
         return {"i": hex(value)}
 
-    def _tensor(self, value: Tensor) -> dict:
+    def _tensor(self, value: Tensor, depth: int) -> dict:
         self._share(value)
         if value.dtype not in NAMES:
             raise ProtocolError(f"a tensor of dtype {value.dtype} cannot cross")
@@ -273,7 +288,7 @@ class Encoder(_Counted):
             if self.graph:
                 self.in_call.append(value)
             elif value.is_leaf and value.grad is not None:
-                written["gradient"] = self._tensor(value.grad)
+                written["gradient"] = self.encode(value.grad, depth)
         return {"T": written}
 
     def _buffer(self, raw: bytes) -> int:
@@ -308,7 +323,7 @@ class Decoder(_Counted):
         classes: Mapping[str, type],
     ) -> None:
         super().__init__()
-        self.buffers = buffers
+        self.buffers: list[memoryview | None] = [*buffers]
         self.object_of = object_of
         self.graph = graph
         self.classes = classes
@@ -324,21 +339,20 @@ class Decoder(_Counted):
             ProtocolError: it is not one that :class:`Encoder` writes, or is too large.
         """
         self._count(1, depth)
-        if written is None or isinstance(written, bool | str):
-            return written
-        if type(written) is int:
+        if type(written) in THEMSELVES:
             return written
         if not isinstance(written, dict) or len(written) != 1:
             raise ProtocolError("not a value")
         [(tag, body)] = written.items()
-        read = getattr(self, f"_read_{tag}", None) if tag in TAGS else None
+        read = TAGS.get(tag)
         if read is None:
             raise ProtocolError(f"unknown tag {tag[:20]!r}")
         try:
-            return read(body, depth + 1)
+            return read(self, body, depth + 1)
         except ProtocolError:
             raise
-        except (TypeError, ValueError, KeyError, IndexError, OverflowError, RuntimeError) as error:
+        # The class of a given cell can raise anything where its fields are odd.
+        except Exception as error:
             raise ProtocolError(f"a malformed value with the tag {tag!r}") from error
 
     def _all(self, items: list, depth: int) -> list:
@@ -369,8 +383,9 @@ class Decoder(_Counted):
 
     def _read_l(self, body: list, depth: int) -> list:
         values: list = []
-        with self._measured(values, depth):
-            values.extend(self._all(body, depth))
+        begun = self._begin(values, depth)
+        values += self._all(body, depth)
+        self._end(begun, depth)
         return values
 
     def _read_t(self, body: list, depth: int) -> tuple:
@@ -379,12 +394,17 @@ class Decoder(_Counted):
     def _read_d(self, body: list, depth: int) -> dict:
         values: dict = {}
         keys, items = body
-        with self._measured(values, depth):
-            values.update(zip(self._all(keys, depth), self._all(items, depth), strict=True))
+        begun = self._begin(values, depth)
+        keys, items = self._all(keys, depth), self._all(items, depth)
+        values.update(zip(_told_apart(keys), items, strict=True))
+        self._end(begun, depth)
         return values
 
     def _read_s(self, body: list, depth: int) -> set:
-        return set(self._all(body, depth))
+        return set(_told_apart(self._all(body, depth)))
+
+    def _read_fs(self, body: list, depth: int) -> frozenset:
+        return frozenset(_told_apart(self._all(body, depth)))
 
     def _read_r(self, body: int, depth: int) -> object:
         if type(body) is not int or not 0 <= body < len(self.shared):
@@ -419,35 +439,42 @@ class Decoder(_Counted):
         return range(*self._all(body, depth))
 
     def _read_G(self, body: int, depth: int) -> torch.Generator:
+        state = bytearray(self._buffer(body))
+        left, following = GENERATOR.unpack_from(state)
+        if left + following > GENERATOR_NUMBERS + 1:  # torch would draw from behind the end
+            raise ProtocolError("a generator's next number is outside of its state")
         generator = torch.Generator()
-        generator.set_state(torch.frombuffer(bytearray(self._buffer(body)), dtype=torch.uint8))
+        generator.set_state(torch.frombuffer(state, dtype=torch.uint8))
         self._share(generator)
         return generator
 
     def _read_A(self, body: list, depth: int) -> np.ndarray:
         dtype, shape, index = body
-        array = np.frombuffer(bytearray(self._buffer(index)), _numpy_dtype(dtype)).reshape(
-            _shape(shape)
-        )
+        array = np.frombuffer(bytearray(self._buffer(index)), NUMPY_DTYPES[dtype])
+        array = array.reshape(_shape(shape))
         self._share(array)
         return array
 
     def _read_n(self, body: list, depth: int) -> np.generic:
         dtype, index = body
-        return np.frombuffer(self._buffer(index), _numpy_dtype(dtype))[0]
+        [value] = np.frombuffer(self._buffer(index), NUMPY_DTYPES[dtype])
+        return value
 
     def _read_T(self, body: dict, depth: int) -> Tensor:
-        position = self._share(None)
         tensor = self._plain_tensor(body)
-        if body.get("grad") == "call" and self.graph:
+        grad = body.get("grad")
+        if grad == "call" and self.graph:
             leaf = tensor.requires_grad_()
             self.leaves.append(leaf)
             tensor = leaf.clone()  # what arrives may be changed in place; a leaf may not
-        elif body.get("grad") is not None:
+        elif grad is not None:
             tensor.requires_grad_()
             if "gradient" in body:
-                tensor.grad = self._read_T(body["gradient"]["T"], depth)
-        self.shared[position] = tensor
+                begun = self._begin(tensor, depth)
+                tensor.grad = self.decode(body["gradient"], depth)
+                self._end(begun, depth)
+                return tensor
+        self._share(tensor)
         return tensor
 
     def _plain_tensor(self, body: dict) -> Tensor:
@@ -465,36 +492,51 @@ class Decoder(_Counted):
             tensor.to("cuda") if body["device"] == "cuda" and torch.cuda.is_available() else tensor
         )
 
-    def _share(self, value: object) -> int:
+    def _share(self, value: object) -> None:
         self.shared.append(value)
         self._extents.append((1, 0))
-        return len(self.shared) - 1
 
-    @contextlib.contextmanager
-    def _measured(self, container: object, depth: int) -> Iterator[None]:
-        """Shares a container and notes how much it holds, once that has been read."""
-        place, before, deepest = self._share(container), self._nodes, self._deepest
-        self._extents[place], self._deepest = None, depth
-        yield
+    def _begin(self, container: object, depth: int) -> tuple[int, int, int]:
+        """Shares what holds other values; :meth:`_end` notes how much that is, once it has been read."""
+        begun = (len(self.shared), self._nodes, self._deepest)
+        self.shared.append(container)
+        self._extents.append(None)
+        self._deepest = depth
+        return begun
+
+    def _end(self, begun: tuple[int, int, int], depth: int) -> None:
+        place, before, deepest = begun
         self._extents[place] = (self._nodes - before + 1, self._deepest - depth)
-        self._deepest = max(self._deepest, deepest)
+        if deepest > self._deepest:
+            self._deepest = deepest
 
     def _buffer(self, index: int) -> memoryview:
         if type(index) is not int or not 0 <= index < len(self.buffers):
             raise ProtocolError("a buffer that is not there")
-        return self.buffers[index]
+        # Each is read once: a few bytes that are named again and again would become more than any memory holds.
+        raw, self.buffers[index] = self.buffers[index], None
+        if raw is None:
+            raise ProtocolError("a buffer that has been read already")
+        return raw
 
 
-TAGS = {name.removeprefix("_read_") for name in vars(Decoder) if name.startswith("_read_")}
+TAGS = {
+    name.removeprefix("_read_"): read
+    for name, read in vars(Decoder).items()
+    if name.startswith("_read_")
+}
+
+
+def _told_apart(keys: list) -> list:
+    """The keys; not if so many have one hash that a table of them would take hours to fill."""
+    if len(keys) > MAX_ALIKE and max(Counter(map(hash, keys)).values()) > MAX_ALIKE:
+        raise ProtocolError("too many keys have the same hash")
+    return keys
 
 
 def _shape(sizes: list) -> tuple[int, ...]:
-    if len(sizes) > 32 or not all(type(size) is int and 0 <= size < 1 << 40 for size in sizes):
+    if len(sizes) > MAX_DIMENSIONS or not all(
+        type(size) is int and 0 <= size < 1 << 40 for size in sizes
+    ):
         raise ProtocolError("not a shape")
     return tuple(sizes)
-
-
-def _numpy_dtype(name: str) -> np.dtype:
-    if type(name) is not str or len(name) > 5 or name[1:2] not in NUMPY_KINDS:
-        raise ProtocolError("not a dtype")
-    return np.dtype(name)
