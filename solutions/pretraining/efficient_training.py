@@ -1324,25 +1324,28 @@ best = min(range(len(segments)), key=memory.__getitem__)
 figures.show(
     fig,
     alt=f"{DEPTH} blocks. Nothing checkpointed: {plain_memory:.1f} MB kept at most, c = {tensors:.1f}. "
-    f"With checkpoints the least is {memory[best]:.1f} MB, with segments of {segments[best]}; {memory[0]:.1f} MB with segments of 1 and "
-    f"{memory[-1]:.1f} MB with one segment. A step takes {min(slower):.2f} to {max(slower):.2f} times as long.",
+    f"With checkpoints the least is {memory[best]:.1f} MB, with segments of {segments[best]}; "
+    f"{memory[0]:.1f} MB with segments of 1 and {memory[-1]:.1f} MB with one segment. "
+    f"A step takes {min(slower):.2f} to {max(slower):.2f} times as long.",
 )
 
 # %% [markdown]
 # ## Experiment: training with half the digits
 #
-# A small network learns which character of the plays follows the eight before it. The loss is the mean over a large
-# batch, so the gradient of each single logit is tiny: many lie below what float16 has. Three trainings
-# from the same start with your step: float32, float16 without a scale (scale 1, never changed), float16 with the scale
-# that finds itself; and for the third, the scale as it went.
+# A small network learns which character of the plays follows the eight before it. What we see is one micro-batch of a
+# batch of $2^{22}$ (four million) characters: its loss is divided by all of them, as in part 2, so that the gradient of
+# a single logit is tiny, and most lie below what float16 has. The learning rate makes up for it, as if the other
+# micro-batches said the same as this one. Three trainings from the same start with your step: float32, float16 without
+# a scale (scale 1, never changed), float16 with the scale that finds itself; and for the third, the scale as it went.
 
 # %% experiment=true
 import torch.nn.functional as F
 
 from lab import data
 
-STEPS, BATCH, HIDDEN = (3000, 65536, 1024) if device.type == "cuda" else (150, 8192, 96)
+STEPS, BATCH, HIDDEN = (3000, 65536, 1024) if device.type == "cuda" else (200, 4096, 96)
 CONTEXT, EMBED, RATE, SEED = 8, 16, 1.0, 0
+SHARE = BATCH / 2**22
 text = data.text("train")[:1_000_000]
 characters = sorted(set(text))
 ids = torch.tensor([characters.index(c) for c in text], device=device)
@@ -1360,10 +1363,10 @@ def first_weights(seed: int) -> dict[str, Tensor]:
 
 
 def text_loss(w: dict[str, Tensor], windows: Tensor) -> Tensor:
-    """Mean nats for the last character of each window."""
+    """Nats for the last character of each window: their sum, over the size of the whole batch."""
     x = w["embed"][windows[:, :-1]].flatten(1)
     logits = torch.relu(x @ w["hidden"]) @ w["out"]
-    return F.cross_entropy(logits.float(), windows[:, -1])
+    return F.cross_entropy(logits.float(), windows[:, -1]) * SHARE
 
 
 def train_in(dtype: torch.dtype, scaled: bool, bar: tqdm) -> tuple[list[float], list[float]]:
@@ -1378,13 +1381,13 @@ def train_in(dtype: torch.dtype, scaled: bool, bar: tqdm) -> tuple[list[float], 
         loss, *after = autocast_step(
             lambda w, windows=windows: text_loss(w, windows),
             weights,
-            RATE,
+            RATE / SHARE,
             scale,
             good_steps,
             dtype=dtype,
             growth_interval=25,
         )
-        losses.append(loss.item())
+        losses.append(loss.item() / SHARE)
         if scaled:
             scale, good_steps = after
         bar.update()
@@ -1416,9 +1419,9 @@ figures.show(
 )
 
 # %% [markdown]
-# With a mean over so many positions, float16 without a scale loses the small gradients and learns more slowly, or
-# not at all, where float32 goes on. The scale begins far too high: its first steps overflow, are skipped, and halve it,
-# and later it tries a doubling from time to time. Each fall in the right picture is a step that was not taken.
+# Without a scale float16 keeps only the larger gradients, and the network learns less than it could from the same
+# text; with one it learns what float32 does, but for the steps that were skipped. Each fall in the right picture is such
+# a step; between them the scale tries a doubling from time to time.
 #
 # ## Experiment: a ring of real processes
 #
