@@ -1420,8 +1420,8 @@ figures.show(
 
 # %% [markdown]
 # Without a scale float16 keeps only the larger gradients, and the network learns less than it could from the same
-# text; with one it learns what float32 does, but for the steps that were skipped. Each fall in the right picture is such
-# a step; between them the scale tries a doubling from time to time.
+# text; with one it learns what float32 does, but for the steps that were skipped. Each fall in the right picture is
+# such a step; between them the scale tries a doubling from time to time.
 #
 # ## Experiment: a ring of real processes
 #
