@@ -94,7 +94,8 @@ def autocast_step(
 
     Args:
         loss_fn: gives the loss, a scalar in float32 or in ``dtype``.
-        weights: the master weights, float32, changed in place. One that the loss does not use stays as it is.
+        weights: the master weights, float32, changed in place, whether they require gradients or not. One that the
+            loss does not use stays as it is.
         lr: the learning rate η.
         scale: the factor of the loss in this step.
         good_steps: how many steps in a row before this one have gone well with this scale.
@@ -243,6 +244,17 @@ weights = {"w": torch.tensor([40.0], device=device)}
 loss, scale, good_steps = autocast_step(lambda w: w["w"].sum(), weights, 1.0, 2.0**12)
 check.close(weights["w"], [39.0], because="It is the gradients that must be finite, nothing else.")
 check.close(loss, 40.0, because="The loss comes back without the scale.")
+check.that(loss.dtype == torch.float32, "A loss in half precision should come back in float32.")
+# A scale below 1 is allowed, the count is 0 unless given, and the weights may require gradients.
+weights = {"w": torch.randn(3, generator=rng).to(device).requires_grad_()}
+start = weights["w"].detach().clone()
+_, scale, good_steps = autocast_step(lambda w: w["w"].float().sum(), weights, 0.25, 0.5)
+check.close(
+    weights["w"],
+    start - 0.25,
+    because="Weights that require gradients are changed all the same, and a scale between 0 and 1 is a scale.",
+)
+check.that(scale == 0.5 and good_steps == 1, "The count of good steps is 0 unless given.")
 ### END HIDDEN TESTS
 
 # %% test="autocast_overflow" points=2
@@ -643,10 +655,7 @@ class Checkpoint(torch.autograd.Function):
             One gradient for each argument of ``forward``: ``None`` for the function and for a tensor that needs none.
         """
         ### BEGIN SOLUTION
-        inputs = [
-            tensor.detach().requires_grad_(needed)
-            for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
-        ]
+        inputs = [t.detach().requires_grad_(t.requires_grad) for t in ctx.saved_tensors]
         present = rng_state()
         set_rng_state(ctx.rng)
         with torch.enable_grad():

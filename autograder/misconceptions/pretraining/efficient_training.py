@@ -175,13 +175,14 @@ MISCONCEPTIONS = [
             "        return function(*tensors)\n": (
                 "        with torch.enable_grad():\n"
                 "            ctx.inputs = [\n"
-                "                t.detach().requires_grad_(n)\n"
-                "                for t, n in zip(tensors, ctx.needs_input_grad[1:], strict=True)\n"
+                "                t.detach().requires_grad_(t.requires_grad) for t in tensors\n"
                 "            ]\n"
                 "            ctx.output = function(*ctx.inputs)\n"
                 "        return ctx.output.detach()\n"
             ),
-            "        inputs = [\n": "        inputs = ctx.inputs\n        _ = [\n",
+            "inputs = [t.detach().requires_grad_(t.requires_grad) for t in ctx.saved_tensors]": (
+                "inputs = ctx.inputs"
+            ),
             "output = ctx.function(*inputs)": "output = ctx.output",
         },
     ),
@@ -205,10 +206,11 @@ MISCONCEPTIONS = [
         says="Your second run is connected to the old graph: the backward pass runs on into the layers before, which "
         "then get their gradient twice or not at all. Detach the inputs first.",
         wrong={
-            "tensor.detach().requires_grad_(needed)\n": "tensor\n",
+            "inputs = [t.detach().requires_grad_(t.requires_grad) for t in ctx.saved_tensors]": (
+                "inputs = list(ctx.saved_tensors)"
+            ),
             "*(tensor.grad for tensor in inputs)": (
-                "*(tensor.grad if needed else None for tensor, needed in "
-                "zip(inputs, ctx.needs_input_grad[1:], strict=True))"
+                "*(tensor.grad if tensor.requires_grad else None for tensor in inputs)"
             ),
         },
     ),
@@ -374,6 +376,12 @@ EQUIVALENT = [
         after="counts = [(targets != -100).sum() for _, targets in micro_batches]",
         because="A tensor of one number divides and compares as the number does.",
     ),
+    Equivalent(
+        part="checkpoint",
+        before="for start in range(0, len(self.layers), self.segment):",
+        after="for start in range(0, len(self.layers) + 1, self.segment):",
+        because="Where the segments come out even there is one more, of no blocks, which gives its input back.",
+    ),
 ]
 
 
@@ -391,4 +399,17 @@ def _accumulation(answers: ModuleType, rng: torch.Generator) -> object:
     return answers.accumulate_gradients(loss_fn, weights, micro_batches)
 
 
-EXAMPLES = {"accumulation": _accumulation}
+def _checkpoint(answers: ModuleType, rng: torch.Generator) -> object:
+    depth, segment = torch.randint(1, 5, (2,), generator=rng).tolist()
+    stack = answers.CheckpointedStack(2, depth, segment)
+    weights = {
+        name: torch.randn(value.shape, generator=rng) for name, value in stack.state_dict().items()
+    }
+    stack.load_state_dict(weights)
+    x = torch.randn(3, 2, generator=rng).requires_grad_()
+    y = stack(x)
+    y.sum().backward()
+    return y.detach(), x.grad, [parameter.grad for parameter in stack.parameters()]
+
+
+EXAMPLES = {"accumulation": _accumulation, "checkpoint": _checkpoint}

@@ -22,7 +22,7 @@ def autocast_step(
     if finite:
         for name, gradient in zip(names, found, strict=True):
             if gradient is not None:
-                weights[name].sub_(gradient.to(torch.float32).div_(scale), alpha=lr)
+                weights[name].data.sub_(gradient.to(torch.float32).div_(scale), alpha=lr)
         good_steps += 1
         if good_steps >= growth_interval:
             scale, good_steps = scale * 2, 0
@@ -168,8 +168,9 @@ def autocast_step(
     if not flat.abs().max().isfinite():
         return loss, scale * 0.5, 0
     changes = flat.split([weight.numel() for weight in weights.values()])
-    for weight, change in zip(weights.values(), changes, strict=True):
-        weight.copy_(weight - lr * change.view_as(weight))
+    with torch.no_grad():
+        for weight, change in zip(weights.values(), changes, strict=True):
+            weight.copy_(weight - lr * change.view_as(weight))
     grown = good_steps + 1 >= growth_interval
     return loss, scale * (2.0 if grown else 1.0), 0 if grown else good_steps + 1
 
