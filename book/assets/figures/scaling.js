@@ -137,7 +137,7 @@ function plot(svg, fit, models, state, best) {
   for (const { name, N, D, left } of models) {
     const [a, b] = [x(Math.log10(N)), y(Math.log10(D))];
     make(svg, "rect", { x: a - 4, y: b - 4, width: 8, height: 8, fill: "currentColor" });
-    label(name, left ? [a - 8, b + 4] : [a + 8, b + 4], { "text-anchor": left ? "end" : "start" });
+    label(name, left ? [a - 9, b + 4] : [a + 8, b + 4], { "text-anchor": left ? "end" : "start" });
   }
   make(svg, "circle", { cx: x(now[0]), cy: y(now[1]), r: 7, fill: "none", stroke: "var(--mark, #d55e00)", "stroke-width": 3 });
 }
