@@ -49,6 +49,8 @@ def warm_up() -> None:
     # What the first cell and the first random number would import.
     shell.run_cell("", store_history=False)
     _reseed()
+    # The first number of half precision asks what the processor can do, in /proc, which no notebook will see.
+    torch.ones(1).to(torch.float16)
 
 
 def start(channel: socket.socket, *, isolated: bool) -> None:

@@ -84,6 +84,32 @@ def test_positions_are_those_of_the_paper(elements, d_model, base):
     )
 
 
+# The constants of Hoffmann et al. 2022, approach 3.
+HOFFMANN = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
+
+
+def test_scaling_loss_is_the_papers(elements):
+    assert call(elements, "scaling", "loss", HOFFMANN, 70e9, 1.4e12) == pytest.approx(
+        1.937, abs=5e-4
+    )
+    assert call(elements, "scaling", "loss", HOFFMANN, 175e9, 300e9) == pytest.approx(
+        2.002, abs=5e-4
+    )
+
+
+@pytest.mark.parametrize("compute", [1e18, 5.88e23, 1e26])
+def test_scaling_optimum_is_where_no_other_size_is_better(elements, compute):
+    best = call(elements, "scaling", "optimum", HOFFMANN, compute)
+    assert 6 * best["N"] * best["D"] == pytest.approx(compute)
+
+    def loss(n):
+        c = HOFFMANN
+        return c["E"] + c["A"] / n ** c["alpha"] + c["B"] / (compute / (6 * n)) ** c["beta"]
+
+    sizes = best["N"] * np.geomspace(0.1, 10, 2001)
+    assert sizes[np.argmin([loss(n) for n in sizes])] == pytest.approx(best["N"], rel=2e-3)
+
+
 # --- by keyboard ----------------------------------------------------------------------------------
 
 
@@ -111,6 +137,28 @@ def test_next_token_moves_by_keyboard_and_says_so(elements):
     shown = figure.get_by_role("listitem").locator("b").all_text_contents()
     numbers = sorted((f"{q:.4f}" for q in expected if q > 0), reverse=True)
     assert shown == numbers + ["out"] * (len(expected) - kept)
+
+
+def test_scaling_moves_by_keyboard_and_says_so(elements):
+    figure = elements.locator('[data-figure="scaling"]')
+    state = figure.locator("[aria-live]")
+    model = figure.get_by_role("combobox").first
+    model.focus()
+    elements.keyboard.press("ArrowDown")
+    assert "175 billion parameters on 300 billion tokens: 1.7 tokens" in state.text_content()
+    assert "predicted loss 2.002" in state.text_content()
+    _, tokens, compute = figure.get_by_role("slider").all()
+    assert compute.get_attribute("aria-valuetext") == "3.2 × 10²³"  # 6ND
+    compute.focus()
+    elements.keyboard.press("Home")
+    text = state.text_content()
+    # On the optimum of its compute both halves of the text say the same loss.
+    first, second = re.findall(r"(?:loss |: )(\d\.\d{3})\.", text)
+    assert first == second
+    tokens.focus()
+    elements.keyboard.press("End")
+    assert tokens.get_attribute("aria-valuetext") == "100 trillion"
+    assert first != re.findall(r"loss (\d\.\d{3})\.", state.text_content())[0]
 
 
 def test_positions_move_by_keyboard_and_say_so(elements):
