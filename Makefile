@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 EXERCISES := $(wildcard solutions/*/*.py)
 GRADER := $(wildcard autograder/*.py autograder/*/*.py autograder/*/*/*.py autograder/templates/*/* lab/*.py) nbgrader_config.py
 BOOK := _config.yml _toc.yml $(shell find book -type f -not -path 'book/assets/vendor/*' -not -path '*/__pycache__/*') \
-        $(wildcard lab/*.py exercises/*/*.ipynb)
+        $(wildcard lab/*.py lab/weights/*.safetensors exercises/*/*.ipynb)
 
 .PHONY: all book exercises class test lint serve runs bench clean constraints
 

@@ -179,6 +179,39 @@ def test_positions_move_by_keyboard_and_say_so(elements):
     assert f"neighbour {neighbour:.2f}" in state
 
 
+def test_writing_moves_by_keyboard_and_says_so(elements):
+    figure = elements.locator('[data-figure="writing"]')
+    state = figure.locator("[aria-live]")
+    assert "Step 1, greedy: the model chooses “b”, the likeliest" in state.text_content()
+    slider = figure.get_by_role("slider")
+    slider.focus()
+    for _ in range(3):
+        elements.keyboard.press("ArrowRight")
+    assert slider.get_attribute("aria-valuetext") == "4 of 20"
+    assert figure.locator(".writing-text").text_content() == "to bbbb"
+    rows = figure.get_by_role("listitem")
+    assert rows.locator("code").all_text_contents() == ["b", "␣", "c", "others"]
+    assert rows.locator("b").all_text_contents() == ["0.500", "0.250", "0.125", "0.125"]
+    figure.get_by_role("combobox").focus()
+    elements.keyboard.press("ArrowDown")
+    # A token outside the list gets a row of its own.
+    assert figure.locator(".writing-text").text_content() == "to bzbz"
+    assert rows.locator("code").all_text_contents() == ["b", "␣", "c", "z"]
+    assert figure.locator(".chosen b").all_text_contents() == ["0.060"]
+    assert "number 5, with probability 0.060. Entropy 1.50 bits" in state.text_content()
+    slider.focus()
+    elements.keyboard.press("End")
+    assert slider.get_attribute("aria-valuetext") == "20 of 20"
+
+
+@pytest.mark.parametrize(("prompt", "step"), [(3, 0), (3, 1), (16, 39)])
+def test_writing_counts_what_a_cache_saves(elements, prompt, step):
+    """Without a cache step i reads the prompt and the i tokens written before it."""
+    lengths = [prompt + i for i in range(step + 1)]
+    got = call(elements, "writing", "work", prompt, step)
+    assert got == {"cached": lengths[-1], "uncached": sum(lengths)}
+
+
 def visible_frames(stepper):
     return [f for f in stepper.locator("figure").all() if f.is_visible()]
 
