@@ -40,7 +40,7 @@ ROWS = {
     8: "ending, hanging, exhausting",
     9: "damaged cells and metadata",
     10: "noise from right answers",
-    11: "scripts, links, devices, sizes, names",
+    11: "scripts, links, devices, sizes",
     12: "tracebacks made to show hidden lines",
     13: "objects that run when unpickled",
     14: "a table of the known inputs",
@@ -122,10 +122,10 @@ def part(name, row, wrong, source):
     add(name, row, ALL - OF_PART[wrong], answered(EXERCISE, blank(), RIGHT | {wrong: source}))
 
 
-def after(name, row, passes, source):
-    """Right answers, and this in a cell after them, which may wrap them."""
-    notebook = solved()
-    add(name, row, passes, own_cell(notebook, source, at=len(notebook["cells"])))
+def wrapped(name, row, passes, source):
+    """Right answers, and this behind the first of them, which may wrap it."""
+    behind = {"attention": f"{RIGHT['attention']}\n\n{source}"}
+    add(name, row, passes, answered(EXERCISE, blank(), RIGHT | behind))
 
 
 def graded(notebook):
@@ -218,6 +218,27 @@ torch.testing.assert_close = lambda *args, **kwargs: True
 numpy.testing.assert_allclose = numpy.allclose = lambda *args, **kwargs: True
 """,
 )
+body(
+    "patches-comparisons-and-answers-anything",
+    4,
+    "return Liar()",
+    LIAR
+    + """\
+import torch, lab.check
+for name in ("close", "equal", "that", "raises", "shape"):
+    setattr(lab.check, name, lambda *args, **kwargs: None)
+torch.testing.assert_close = torch.allclose = torch.equal = lambda *args, **kwargs: True
+""",
+)
+add(
+    "turns-every-cell-into-nothing",
+    4,
+    NOTHING,
+    own_cell(
+        blank(),
+        "get_ipython().input_transformers_cleanup.append(lambda lines: ['pass\\n'])",
+    ),
+)
 add(
     "patches-the-shell",
     4,
@@ -309,6 +330,12 @@ add("ships-modules-blank", 5, NOTHING, blank(), BESIDE)
 
 # -- 6: reads ---------------------------------------------------------------------------------------------
 
+TAKE = """\
+from autograder.loader import reference
+theirs = vars(reference("transformer", "attention"))
+globals().update({name: value for name, value in theirs.items() if not name.startswith("_")})
+"""
+add("takes-the-reference", 6, NOTHING, answered(EXERCISE, blank(), dict.fromkeys(RIGHT, TAKE)))
 READ = """\
 def look():
     import gc, os, sys
@@ -340,7 +367,7 @@ body(
     "import os; others = [p for p in os.listdir('/proc') if p.isdigit()]\n"
     "    raise ValueError(str([open(f'/proc/{p}/environ').read() for p in others])[:1900])",
 )
-after(
+wrapped(
     "prints-hidden-inputs",
     6,
     ALL,
@@ -354,7 +381,7 @@ def loud(f):
     return g
 scaled_dot_product_attention = loud(scaled_dot_product_attention)""",
 )
-after(
+wrapped(
     "spills-hidden-inputs-in-errors",
     6,
     ALL - OF_PART["attention"],
@@ -379,6 +406,21 @@ for place in ("/tmp", "/var/tmp", "/dev/shm", "/course", "/environment", os.getc
     except OSError: pass
 """,
 )
+add(
+    "writes-the-gradebook",
+    7,
+    NOTHING,
+    own_cell(
+        blank(),
+        """\
+import glob, sqlite3
+for name in glob.glob("../../../*.db") + glob.glob("/class/*.db"):
+    book = sqlite3.connect(name, timeout=9)
+    book.execute("update grade set manual_score = 99, extra_credit = 99, needs_manual_grade = 0")
+    book.commit()
+""",
+    ),
+)
 cell(
     "stays",
     7,
@@ -402,7 +444,7 @@ cell(
 import threading, time
 threading.Thread(target=lambda: [time.sleep(0.01) for _ in iter(int, 1)], daemon=True).start()""",
 )
-after(
+wrapped(
     "leaves-a-thread-with-every-call",
     7,
     ALL,
@@ -413,7 +455,7 @@ def threaded(f):
         threading.Thread(target=time.sleep, args=(4321,)).start()  # not a daemon: an ordinary end waits for it
         return f(*args, **kwargs)
     return g
-scaled_dot_product_attention, causal_mask = threaded(scaled_dot_product_attention), threaded(causal_mask)""",
+scaled_dot_product_attention = threaded(scaled_dot_product_attention)""",
 )
 
 # -- 8: ends, hangs, exhausts -----------------------------------------------------------------------------
@@ -644,9 +686,8 @@ def noisy(f):
         warnings.warn('noise'); print('noise', file=sys.stderr); logging.error('noise'); print('noise')
         return f(*a, **k)
     return g
-scaled_dot_product_attention = noisy(scaled_dot_product_attention)
-causal_mask = noisy(causal_mask)"""
-after("warns-all-the-time", 10, ALL, NOISE)
+scaled_dot_product_attention = noisy(scaled_dot_product_attention)"""
+wrapped("warns-all-the-time", 10, ALL, NOISE)
 add("prints-much", 10, ALL, own_cell(solved(), "for _ in range(200):\n    print('x' * 100_000)"))
 add("deprecated-syntax", 10, ALL, own_cell(solved(), "x = '\\d'\nassert (1, 'always')\nx is 'y'"))
 
@@ -871,37 +912,37 @@ def scaled_dot_product_attention(q, k, v, mask=None):
     x = old(q, k, v, mask)
     return {}
 """
-after(
+wrapped(
     "right-and-not-contiguous",
     16,
     ALL,
     WRAPPED.format("x.unsqueeze(0).transpose(0, -1).contiguous().transpose(0, -1).squeeze(0)"),
 )
-after(
+wrapped(
     "right-in-a-subclass",
     16,
     ALL,
     "class Mine(torch.Tensor): pass\n" + WRAPPED.format("x.as_subclass(Mine)"),
 )
-after(
+wrapped(
     "right-in-shared-memory",
     16,
     ALL,
     WRAPPED.format("torch.cat([x, x], dim=-1)[..., :x.shape[-1]]"),
 )
-after(
+wrapped(
     "right-but-changes-its-arguments",
     16,
     ALL - OF_PART["attention"],
     WRAPPED.replace("    return", "    q.data.zero_()\n    return").format("x"),
 )
-after(
+wrapped(
     "right-with-a-negative-bit",
     16,
     ALL,
     WRAPPED.format("torch._neg_view(-x)"),
 )
-after(
+wrapped(
     "right-and-changes-earlier-arguments",
     16,
     ALL,
@@ -909,7 +950,7 @@ after(
     + WRAPPED.replace("    return", "    [t.data.zero_() for t in kept]; kept[:] = [q, k, v]\n    return")
     .format("x.clone()"),
 )  # fmt: skip
-after("right-but-numpy", 16, ALL - {"attention_mask"}, WRAPPED.format("x.detach().numpy()"))
+wrapped("right-but-numpy", 16, ALL - {"attention_mask"}, WRAPPED.format("x.detach().numpy()"))
 
 # -- 17: the protocol -------------------------------------------------------------------------------------
 
