@@ -23,6 +23,7 @@ import types
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.synchronize import Barrier, Lock
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -176,8 +177,8 @@ def stock_at_once(here: Path, exercises: list[Exercise], processes: int) -> floa
     """Seconds a notebook with several of nbgrader's processes, each with a gradebook of its own."""
     jobs = [(here, student, exercise) for student in STUDENTS for exercise in exercises]
     context = multiprocessing.get_context("spawn")
-    everyone = context.Barrier(processes)
-    with ProcessPoolExecutor(processes, context, _get_ready, (here, everyone)) as pool:
+    together = context.Lock(), context.Barrier(processes)
+    with ProcessPoolExecutor(processes, context, _get_ready, (here, *together)) as pool:
         pool.submit(os.getpid).result()  # when all are ready
         start = time.perf_counter()
         done = pool.map(_stock_here, jobs)
@@ -186,8 +187,9 @@ def stock_at_once(here: Path, exercises: list[Exercise], processes: int) -> floa
         return (time.perf_counter() - start) / len(jobs)
 
 
-def _get_ready(here: Path, everyone: "multiprocessing.Barrier") -> None:
-    register(f"sqlite:///{here / f'stock-{os.getpid()}.db'}")
+def _get_ready(here: Path, alone: Lock, everyone: Barrier) -> None:
+    with alone:  # all write the same source notebooks
+        register(f"sqlite:///{here / f'stock-{os.getpid()}.db'}")
     everyone.wait()
 
 
