@@ -517,7 +517,7 @@ x, y, _ = noisy[0]
 noisy += [
     (x, 5 * x**-0.4, True),
     (x, 2 * x**-0.2 - 0.4 * x.max() ** -0.2, True),
-    (x[:3].sort().values, y[:3].sort(descending=True).values, True),
+    (x[:3], 0.5 + 3 * x[:3] ** -0.3, True),
 ]
 for case, law in zip(noisy, each(fit_power_law, noisy), strict=True):
     right = theirs.fit_power_law(*case)
@@ -526,7 +526,7 @@ for case, law in zip(noisy, each(fit_power_law, noisy), strict=True):
         "The irreducible part must lie between 0 and the smallest y, and the coefficient must be positive.",
     )
     check.that(
-        squares(law, *case[:2]) <= squares(right, *case[:2]) * 1.001 + 1e-8,
+        squares(law, *case[:2]) <= squares(right, *case[:2]) * 1.01 + 1e-5,
         "There is a floor, with its line, that leaves smaller squared residuals in ln(y - floor): search the whole "
         "range, then more finely around the best candidate.",
     )
@@ -890,28 +890,24 @@ check.raises(
 # ## Experiment: a family of models
 #
 # Seven Transformers on the plays, from about 2,000 to 100,000 parameters, all of two blocks, each trained once on the
-# same 400,000 characters in the same order. Then your code fits the loss on plays that none of them has read. It takes
-# one or two minutes; on a GPU a larger family runs on more text.
+# same 800,000 characters in the same order. Then your code fits the loss on plays that none of them has read. It takes
+# about two minutes; on a GPU a larger family runs on more text.
 #
-# Before you run it: which exponent will be larger, the one of the fit with or without an irreducible loss? And what
-# happens to the points if the embeddings are counted as well?
+# Before you run it: which of the two fits can have the larger exponent, the one with or the one without an irreducible
+# loss? And what happens to the points if the embeddings are counted as well?
 
 # %% experiment=true
 import matplotlib.pyplot as plt
+import torch.nn.functional as F
 
 from lab import data, figures, models, training
 
 if device.type == "cuda":
-    WIDTHS, LAYERS, HEADS, LENGTH, BATCH, STEPS = (
-        (16, 24, 32, 48, 64, 96, 128, 192),
-        4,
-        4,
-        128,
-        128,
-        2000,
-    )
+    WIDTHS, LAYERS, HEADS = (16, 24, 32, 48, 64, 96, 128, 192), 4, 4
+    LENGTH, BATCH, STEPS = 128, 128, 2000
 else:
-    WIDTHS, LAYERS, HEADS, LENGTH, BATCH, STEPS = (8, 12, 16, 24, 32, 48, 64), 2, 2, 64, 16, 400
+    WIDTHS, LAYERS, HEADS = (8, 12, 16, 24, 32, 48, 64), 2, 2
+    LENGTH, BATCH, STEPS = 64, 16, 800
 SEED = 0
 
 train_text, held_out = data.text("train"), data.text("validation")
@@ -920,7 +916,8 @@ ids = {character: i for i, character in enumerate(vocabulary)}
 train_ids, held_out_ids = (
     torch.tensor([ids[c] for c in text], device=device) for text in (train_text, held_out)
 )
-held_out_windows = training.text_batches(held_out_ids, 512, LENGTH)(lab.generator("held out"))
+windows, answers = training.text_batches(held_out_ids, 1024, LENGTH)(lab.generator("held out"))
+answers = answers.cpu()
 
 
 def train(width: int) -> tuple[models.CausalTransformer, list[float]]:
@@ -933,7 +930,7 @@ def train(width: int) -> tuple[models.CausalTransformer, list[float]]:
         training.text_batches(train_ids, BATCH, LENGTH),
         training.token_loss,
         STEPS,
-        lr=5e-3,
+        lr=6e-3,
         generator=lab.generator(f"family {SEED}"),
         label=f"width {width}",
     )
@@ -941,127 +938,116 @@ def train(width: int) -> tuple[models.CausalTransformer, list[float]]:
 
 
 @torch.no_grad()
-def held_out_logits(model: models.CausalTransformer) -> Tensor:
-    """(windows, length, vocabulary), in parts that fit into memory."""
-    return torch.cat([model(part).cpu() for part in held_out_windows[0].split(64)])
+def ask(model: models.CausalTransformer) -> tuple[float, Tensor]:
+    """The loss on plays it has not read, and the character it thinks likeliest at each place."""
+    logits = torch.cat([model(part).cpu() for part in windows.split(64)])
+    loss = F.cross_entropy(logits.flatten(0, 1), answers.flatten())
+    return loss.item(), logits.argmax(dim=-1)
 
 
 family, curves = zip(*(train(width) for width in WIDTHS), strict=True)
 counts = [transformer_params(LAYERS, width, len(vocabulary), LENGTH) for width in WIDTHS]
 for model, count in zip(family, counts, strict=True):
     check.equal(count.total, sum(p.numel() for p in model.parameters()))
+losses, predictions = zip(*(ask(model) for model in family), strict=True)
+losses = torch.tensor(losses, dtype=torch.float64)
+N, total = (torch.tensor(numbers, dtype=torch.float64) for numbers in zip(*counts, strict=True))
 
-answers = held_out_windows[1].cpu()
-logits = [held_out_logits(model) for model in family]
-losses = torch.tensor(
-    [torch.nn.functional.cross_entropy(z.flatten(0, 1), answers.flatten()) for z in logits]
-).double()
-N = torch.tensor([count.non_embedding for count in counts]).double()
-total = torch.tensor([count.total for count in counts]).double()
-straight, bent = fit_power_law(N, losses), fit_power_law(N, losses, irreducible=True)
-# How firm is the exponent? Leave each model out once.
-others = [[j for j in range(len(N)) if j != i] for i in range(len(N))]
-spread = {
-    name: sorted(fit_power_law(N[keep], losses[keep], name == "bent").exponent for keep in others)
-    for name in ("straight", "bent")
+laws = {
+    name: fit_power_law(N, losses, floor) for name, floor in (("without", False), ("with", True))
 }
+# How firm is an exponent? Leave each model out once.
+spread = {}
+for name in laws:
+    keep = [[j for j in range(len(N)) if j != i] for i in range(len(N))]
+    spread[name] = sorted(fit_power_law(N[k], losses[k], name == "with").exponent for k in keep)
+    print(
+        f"{name} irreducible loss: exponent {laws[name].exponent:.3f}, with one model left out "
+        f"{spread[name][0]:.3f} to {spread[name][-1]:.3f}; irreducible {laws[name].irreducible:.2f}"
+    )
 
 figures.use_style()
-fig, (by_size, by_compute) = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+fig, (by_size, by_compute) = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
 line = torch.logspace(math.log10(N[0]) - 0.1, math.log10(total[-1]) + 0.1, 100).double()
 by_size.loglog(N, losses, "o", label="without embeddings")
 by_size.loglog(total, losses, "x", color="grey", label="with embeddings")
-by_size.loglog(line, straight.at(line), "--", color="C1", label=f"$N^{{-{straight.exponent:.3f}}}$")
-by_size.loglog(
-    line,
-    bent.at(line),
-    color="C2",
-    label=f"{bent.irreducible:.2f} + …$N^{{-{bent.exponent:.3f}}}$",
+for (name, law), style in zip(laws.items(), ("--", "-"), strict=True):
+    label = f"fit {name} $L_\\infty$: exponent {law.exponent:.3f}"
+    by_size.loglog(line, law.at(line), style, label=label)
+by_size.set(
+    xlabel="parameters $N$", ylabel="loss in nats for each character", title="held out, at the end"
 )
-by_size.set(xlabel="parameters $N$", ylabel="loss in nats for each character")
-by_size.legend(fontsize=8)
-tokens_seen = BATCH * LENGTH * torch.arange(1, STEPS + 1)
 smooth = STEPS // 20
-for width, curve, count in zip(WIDTHS, curves, counts, strict=True):
+for i, (width, curve, count) in enumerate(zip(WIDTHS, curves, counts, strict=True)):
     means = torch.tensor(curve).unfold(0, smooth, smooth).mean(dim=1)
-    seen = tokens_seen[smooth - 1 :: smooth]
-    flops = [training_flops(count.non_embedding, int(t)) for t in seen]
-    by_compute.loglog(flops, means, label=f"width {width}")
-by_compute.set(xlabel="training FLOPs, $6ND$", title="while they train")
-by_compute.legend(fontsize=7, ncols=2)
-for ax in (by_size, by_compute):
-    ax.yaxis.set_major_formatter("{x:.1f}")
-    ax.yaxis.set_minor_formatter("{x:.1f}")
-by_size.set_title("held-out loss at the end")
+    seen = BATCH * LENGTH * smooth * torch.arange(1, len(means) + 1)
+    flops = [training_flops(count.non_embedding, tokens) for tokens in seen.tolist()]
+    colour = plt.cm.viridis(0.9 * i / len(WIDTHS))
+    by_compute.loglog(flops, means, color=colour, label=f"width {width}")
+by_compute.set(xlabel="training FLOPs, $6ND$", title="on the text they train on")
+ticks = [2.0, 2.2, 2.5, 3.0, 3.5, 4.0]
+by_size.set_yticks(ticks, [f"{tick:.1f}" for tick in ticks])
+by_size.minorticks_off()
+by_size.legend(fontsize=8)
+by_compute.legend(fontsize=8, ncols=2)
 figures.show(
     fig,
     alt="Held-out loss by parameters without embeddings: "
     + ", ".join(f"{loss:.3f} at {int(n)}" for n, loss in zip(N, losses, strict=True))
-    + f". Without an irreducible loss the exponent is {straight.exponent:.3f} ({spread['straight'][0]:.3f} to "
-    f"{spread['straight'][-1]:.3f} with one model left out); with one it is {bent.exponent:.3f} "
-    f"({spread['bent'][0]:.3f} to {spread['bent'][-1]:.3f}) and the irreducible loss {bent.irreducible:.2f}. "
-    "Beside it the training losses by computation: at every budget another width is best.",
-)
-print(
-    f"without L∞: exponent {straight.exponent:.3f}, with one model left out {spread['straight'][0]:.3f} to "
-    f"{spread['straight'][-1]:.3f}\nwith L∞:    exponent {bent.exponent:.3f}, with one model left out "
-    f"{spread['bent'][0]:.3f} to {spread['bent'][-1]:.3f}; L∞ = {bent.irreducible:.2f}"
+    + f". The fitted exponent is {laws['without'].exponent:.3f} without and {laws['with'].exponent:.3f} with an "
+    f"irreducible loss, which is {laws['with'].irreducible:.2f}. Beside it the training losses by computation, one "
+    "line for each model, the smaller models to the left.",
 )
 
 # %% [markdown]
 # Do not compare these exponents with those of Kaplan et al. (0.076 for $N$): their tokens are not characters, their
 # text is not these plays, and our models all stop after the same short training, long before their size alone limits
-# them. What carries over is the method, and its weakness: see how far the exponent with $L_\infty$ moves when one point
-# is left out. Three numbers from seven points in less than two decades are not much to extrapolate from.
+# them. What carries over is the method, and its limits. If the second fit puts $L_\infty$ at 0, that does not mean
+# that the plays have no entropy: over less than two decades the points bend too little to tell. See how far the
+# exponents move when one model is left out, and change `SEED`.
 #
 # ## Experiment: an ability that emerges?
 #
-# The same seven models, the same predictions. One point is the share of characters they predict right. The lines are
-# the share of runs of 2, 4 and 8 characters that are right from beginning to end. Nothing was trained in between.
+# The same seven models, the same predictions. One line is the share of characters that they predict right. The others
+# are the share of runs of 2 and of 4 characters that are right from beginning to end. Nothing was trained in between.
 
 # %% experiment=true
-predictions = [z.argmax(dim=-1) for z in logits]
-accuracy = torch.tensor([token_accuracy(p, answers) for p in predictions])
-RUNS = (2, 4, 8)
-exact = {
+RUNS = (1, 2, 4)
+shares = {
     run: torch.tensor(
         [exact_match(p.reshape(-1, run), answers.reshape(-1, run)) for p in predictions]
     )
     for run in RUNS
 }
+accuracy = torch.tensor([token_accuracy(p, answers) for p in predictions])
 
 fig, (measured, relative) = plt.subplots(1, 2, figsize=(9, 3.6))
-for ax, scale in ((measured, 1.0), (relative, None)):
-    lines = {1: accuracy} | exact
-    for (run, values), marker in zip(lines.items(), "os^D", strict=True):
-        top = values[-1] if scale is None else scale
-        label = "one character" if run == 1 else f"{run} in a row"
-        ax.semilogx(N, values / top, f"{marker}-", label=label)
-        if run > 1:
-            ax.semilogx(
-                N, expected_exact_match(accuracy, run) / top, ":", color=ax.lines[-1].get_color()
-            )
-    ax.set(xlabel="parameters $N$")
-measured.set(ylabel="share that is right", ylim=(0, None), title="dotted: $p^L$, if independent")
+for (run, share), marker in zip(shares.items(), "os^", strict=True):
+    label = "one character" if run == 1 else f"{run} in a row"
+    (drawn,) = measured.semilogx(N, share, f"{marker}-", label=label)
+    measured.semilogx(N, expected_exact_match(accuracy, run), ":", color=drawn.get_color())
+    relative.semilogx(N, share / share[-1], f"{marker}-")
+measured.set(
+    xlabel="parameters $N$", ylabel="share that is right", ylim=(0, None), title="dotted: $p^L$"
+)
 relative.set(
-    ylabel="divided by the largest model's", title="the same, each on its own scale", ylim=(0, 1.1)
+    xlabel="parameters $N$", ylabel="divided by the largest model's", title="each on its own scale"
 )
 measured.legend(fontsize=8)
 figures.show(
     fig,
-    alt=f"From the smallest model to the largest, the share of right characters goes from {accuracy[0]:.3f} to "
-    f"{accuracy[-1]:.3f}; "
+    alt="Share that is right, from the smallest model to the largest: "
     + "; ".join(
-        f"of runs of {run} from {values[0]:.4f} to {values[-1]:.4f}, where independence would give "
+        f"{share[0]:.4f} to {share[-1]:.4f} for {run} in a row, where independent errors would give "
         f"{expected_exact_match(accuracy, run)[0]:.4f} to {expected_exact_match(accuracy, run)[-1]:.4f}"
-        for run, values in exact.items()
+        for run, share in shares.items()
     )
     + ".",
 )
 
 # %% [markdown]
-# Per character the models improve by a moderate factor; over eight characters by a large one, and on a linear axis, as
-# such plots have it, the small models seem unable to do it at all. No threshold was crossed. The measured shares lie
-# above $p^L$: errors are not independent, they come together, in hard places. So $p^L$ explains the shape and not the
-# height. And this is one mechanism, shown on one task. It makes a jump of a metric weak evidence for a jump of a
-# model; it does not prove that no ability ever comes suddenly.
+# On the right: asked for runs, the same models improve by a larger factor than asked for single characters, and no
+# threshold was crossed in between. The dotted lines are what independent errors would give, a factor larger still. But
+# errors are not independent: what a small model gets right stands together, in common words. So $p^L$ says in which
+# direction the metric bends the curve, and not by how much. And this is one mechanism, shown on one task. It makes a
+# jump of a metric weak evidence for a jump of a model; it does not prove that no ability ever comes suddenly.

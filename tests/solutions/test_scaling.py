@@ -112,7 +112,7 @@ def test_a_planted_law_is_found_again(scaling, floor):
 def test_a_floor_left_out_makes_the_exponent_too_small(scaling):
     x = torch.logspace(6, 10, 9, dtype=torch.float64)
     y = 1.69 + 406.4 * x**-0.34
-    assert scaling.fit_power_law(x, y).exponent < 0.1
+    assert scaling.fit_power_law(x, y).exponent < 0.15
     assert scaling.fit_power_law(x, y, irreducible=True).exponent == pytest.approx(0.34, rel=1e-3)
 
 
