@@ -49,7 +49,7 @@ from tests.benchmarks.measured import graded
 STUDENTS = ["right-1", "right-2", "right-3", "right-4", "right-5"]
 WIDTH = 120  # of a table, wherever it is printed
 log = logging.getLogger("benchmark")
-log.setLevel(logging.CRITICAL)
+log.setLevel(logging.ERROR)  # why a notebook could not be graded, not each file that is replaced
 warnings.simplefilter("ignore", SAWarning)  # of nbgrader's own queries
 
 
