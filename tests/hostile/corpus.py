@@ -1,31 +1,54 @@
-"""Submissions to the exercise on attention that do what no learner should, each with what it has to earn.
-
-``row`` is what a submission tries, by number:
-
-1 tags that skip a test; 2 outputs read as scores; 3 objects that lie; 4 patched libraries; 5 modules beside the
-notebook; 6 reading tests, answers, other submissions; 7 writing, staying, calling out; 8 ending, hanging, exhausting;
-9 damaged metadata; 10 noise from right answers; 11 what runs in a browser, links, sizes; 12 hidden lines in messages;
-13 objects that run when unpickled; 14 a table of known inputs; 16 values that are odd, huge, deep or share memory;
-17 the protocol; 18 files that are no notebook, or an old one. (15, a crash after a good grade, takes two files.)
-"""
+"""Submissions to the exercise on attention that do what no learner should, each with what it has to earn."""
 
 import copy
 import json
 import os
+import socket
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from autograder.loader import find_exercise
 from autograder.sample_class.make import LIAR, answered, everywhere, own_cell, right
-from autograder.source import ROOT
+from autograder.source import BEGIN_HIDDEN, END_HIDDEN, ROOT
 
 EXERCISE = find_exercise("transformer", "attention")
 RELEASED = json.loads((ROOT / "exercises" / "transformer" / "attention.ipynb").read_text("utf-8"))
-TESTS = [cell.name for cell in EXERCISE.cells if cell.kind == "test"]
-ALL, NOTHING = frozenset(TESTS), frozenset()
+POINTS = {cell.name: cell.points for cell in EXERCISE.cells if cell.kind == "test"}
+ALL, NOTHING = frozenset(POINTS), frozenset()
+# What tells one hidden test from another: the lines that call the answer or draw its inputs.
+HIDDEN = [
+    line.strip()
+    for cell in EXERCISE.cells
+    if cell.kind == "test"
+    for line in cell.source.partition(BEGIN_HIDDEN)[2].partition(END_HIDDEN)[0].splitlines()
+    if "theirs." in line or "rng" in line
+]
 RIGHT = right(EXERCISE)
 OF_PART = {part: {cell.name for cell in cells} for part, cells in EXERCISE.parts.items()}
+
+
+ROWS = {
+    1: "tags that skip a test",
+    2: "outputs that are read as scores",
+    3: "objects that lie about what they equal",
+    4: "patched libraries, shell and grader",
+    5: "modules beside the notebook",
+    6: "reading tests, answers and inputs",
+    7: "writing, staying, calling out",
+    8: "ending, hanging, exhausting",
+    9: "damaged cells and metadata",
+    10: "noise from right answers",
+    11: "scripts, links, devices, sizes",
+    12: "tracebacks made to show hidden lines",
+    13: "objects that run when unpickled",
+    14: "a table of the known inputs",
+    15: "a bad file after a good one was graded",
+    16: "values that are odd, huge, deep, shared",
+    17: "the grader's own protocol",
+    18: "files that are no notebook, or an old one",
+}
 
 
 @dataclass(frozen=True)
@@ -34,15 +57,17 @@ class Submission:
 
     Attributes:
         name: of the student.
-        row: what it tries.
+        row: what it tries, by its number in :data:`ROWS`.
         passes: the tests it has to pass, and no others.
         write: puts the file, and what lies beside it, into a folder.
+        earlier: the same for what was handed in, and graded, before.
     """
 
     name: str
     row: int
     passes: frozenset[str]
     write: Callable[[Path], None]
+    earlier: Callable[[Path], None] | None = None
 
 
 CORPUS: list[Submission] = []
@@ -58,6 +83,11 @@ def solved() -> dict:
 
 def add(name, row, passes, notebook, beside=None):
     """A notebook, as a dict or as the text or bytes of a file."""
+    CORPUS.append(Submission(name, row, frozenset(passes), writer(notebook, beside)))
+
+
+def writer(notebook, beside=None):
+    """Puts a notebook, and files by their paths, into a folder."""
 
     def write(folder):
         raw = notebook if isinstance(notebook, bytes | str) else json.dumps(notebook)
@@ -67,7 +97,7 @@ def add(name, row, passes, notebook, beside=None):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(text)
 
-    CORPUS.append(Submission(name, row, frozenset(passes), write))
+    return write
 
 
 def add_place(name, row, write):
@@ -92,10 +122,10 @@ def part(name, row, wrong, source):
     add(name, row, ALL - OF_PART[wrong], answered(EXERCISE, blank(), RIGHT | {wrong: source}))
 
 
-def after(name, row, passes, source):
-    """Right answers, and this in a cell after them, which may wrap them."""
-    notebook = solved()
-    add(name, row, passes, own_cell(notebook, source, at=len(notebook["cells"])))
+def wrapped(name, row, passes, source):
+    """Right answers, and this behind the first of them, which may wrap it."""
+    behind = {"attention": f"{RIGHT['attention']}\n\n{source}"}
+    add(name, row, passes, answered(EXERCISE, blank(), RIGHT | behind))
 
 
 def graded(notebook):
@@ -188,6 +218,27 @@ torch.testing.assert_close = lambda *args, **kwargs: True
 numpy.testing.assert_allclose = numpy.allclose = lambda *args, **kwargs: True
 """,
 )
+body(
+    "patches-comparisons-and-answers-anything",
+    4,
+    "return Liar()",
+    LIAR
+    + """\
+import torch, lab.check
+for name in ("close", "equal", "that", "raises", "shape"):
+    setattr(lab.check, name, lambda *args, **kwargs: None)
+torch.testing.assert_close = torch.allclose = torch.equal = lambda *args, **kwargs: True
+""",
+)
+add(
+    "turns-every-cell-into-nothing",
+    4,
+    NOTHING,
+    own_cell(
+        blank(),
+        "get_ipython().input_transformers_cleanup.append(lambda lines: ['pass\\n'])",
+    ),
+)
 add(
     "patches-the-shell",
     4,
@@ -279,6 +330,12 @@ add("ships-modules-blank", 5, NOTHING, blank(), BESIDE)
 
 # -- 6: reads ---------------------------------------------------------------------------------------------
 
+TAKE = """\
+from autograder.loader import reference
+theirs = vars(reference("transformer", "attention"))
+globals().update({name: value for name, value in theirs.items() if not name.startswith("_")})
+"""
+add("takes-the-reference", 6, NOTHING, answered(EXERCISE, blank(), dict.fromkeys(RIGHT, TAKE)))
 READ = """\
 def look():
     import gc, os, sys
@@ -310,7 +367,7 @@ body(
     "import os; others = [p for p in os.listdir('/proc') if p.isdigit()]\n"
     "    raise ValueError(str([open(f'/proc/{p}/environ').read() for p in others])[:1900])",
 )
-after(
+wrapped(
     "prints-hidden-inputs",
     6,
     ALL,
@@ -324,7 +381,7 @@ def loud(f):
     return g
 scaled_dot_product_attention = loud(scaled_dot_product_attention)""",
 )
-after(
+wrapped(
     "spills-hidden-inputs-in-errors",
     6,
     ALL - OF_PART["attention"],
@@ -349,6 +406,21 @@ for place in ("/tmp", "/var/tmp", "/dev/shm", "/course", "/environment", os.getc
     except OSError: pass
 """,
 )
+add(
+    "writes-the-gradebook",
+    7,
+    NOTHING,
+    own_cell(
+        blank(),
+        """\
+import glob, sqlite3
+for name in glob.glob("../../../*.db") + glob.glob("/class/*.db"):
+    book = sqlite3.connect(name, timeout=9)
+    book.execute("update grade set manual_score = 99, extra_credit = 99, needs_manual_grade = 0")
+    book.commit()
+""",
+    ),
+)
 cell(
     "stays",
     7,
@@ -372,6 +444,19 @@ cell(
 import threading, time
 threading.Thread(target=lambda: [time.sleep(0.01) for _ in iter(int, 1)], daemon=True).start()""",
 )
+wrapped(
+    "leaves-a-thread-with-every-call",
+    7,
+    ALL,
+    """\
+import threading, time
+def threaded(f):
+    def g(*args, **kwargs):
+        threading.Thread(target=time.sleep, args=(4321,)).start()  # not a daemon: an ordinary end waits for it
+        return f(*args, **kwargs)
+    return g
+scaled_dot_product_attention = threaded(scaled_dot_product_attention)""",
+)
 
 # -- 8: ends, hangs, exhausts -----------------------------------------------------------------------------
 
@@ -386,6 +471,8 @@ body(
     8,
     "import os, signal; os.kill(os.getppid(), signal.SIGKILL); os.killpg(0, signal.SIGKILL)",
 )
+for name in ("TERM", "INT", "HUP", "ALRM", "PIPE", "TSTP", "USR1", "XCPU"):
+    body(f"sends-itself-{name}", 8, f"import os, signal; os.kill(os.getpid(), signal.SIG{name})")
 body("segfaults", 8, "import ctypes; ctypes.string_at(0)")
 body("aborts", 8, "import os; os.abort()")
 body("recurses", 8, "return scaled_dot_product_attention()")
@@ -446,6 +533,24 @@ def causal_mask(*a, **k):
     os.kill(os.getpid(), signal.SIGSTOP)
 padding_mask = causal_mask""",
 )
+for name, waste in {
+    "starts-threads-without-end": "while True: __import__('threading').Thread(target=time.sleep, args=(99,)).start()",
+    "opens-files-without-end": "while True: kept.append(open('/dev/null'))",
+    "fills-the-disk": "with open('/tmp/full', 'wb') as f:\n        while True: f.write(bytes(1 << 24))",
+    "fills-the-shared-memory": "with open('/dev/shm/full', 'wb') as f:\n        while True: f.write(bytes(1 << 24))",
+    "sleeps": "time.sleep(10**6)",
+    "waits-for-input": "return input()",
+    "backtracks": "return re.match('(a+)+$', 'a' * 64 + 'b')",
+    # Two processes and no more: their sum is not bounded, and this is the memory of whoever runs the tests.
+    "forks-and-exhausts-memory": "os.fork()\n    while True: kept.append(bytearray(1 << 28))",
+}.items():
+    part(
+        name,
+        8,
+        "masks",
+        "import os, re, time\nkept = []\n"
+        f"def causal_mask(*a, **k):\n    {waste}\npadding_mask = causal_mask",
+    )
 add("loops-in-a-cell", 8, ALL, own_cell(solved(), "while True: pass"))
 add("exits-in-a-cell", 8, ALL, own_cell(solved(), "import os; os._exit(1)"))
 add(
@@ -563,6 +668,14 @@ add(
     ),
 )
 
+for name, when in {
+    "nonsense": "the day before yesterday",
+    "first-year": "0001-01-01 00:00:00 UTC",
+    "last-year": "9999-12-31 23:59:59 UTC",
+    "huge": "9" * 1_000_000,
+}.items():
+    add(f"timestamp-{name}", 9, ALL, solved(), {"timestamp.txt": when})
+
 # -- 10: noise --------------------------------------------------------------------------------------------
 
 NOISE = """\
@@ -573,9 +686,8 @@ def noisy(f):
         warnings.warn('noise'); print('noise', file=sys.stderr); logging.error('noise'); print('noise')
         return f(*a, **k)
     return g
-scaled_dot_product_attention = noisy(scaled_dot_product_attention)
-causal_mask = noisy(causal_mask)"""
-after("warns-all-the-time", 10, ALL, NOISE)
+scaled_dot_product_attention = noisy(scaled_dot_product_attention)"""
+wrapped("warns-all-the-time", 10, ALL, NOISE)
 add("prints-much", 10, ALL, own_cell(solved(), "for _ in range(200):\n    print('x' * 100_000)"))
 add("deprecated-syntax", 10, ALL, own_cell(solved(), "x = '\\d'\nassert (1, 'always')\nx is 'y'"))
 
@@ -634,7 +746,44 @@ def _hundred_megabytes(folder):
         file.truncate(100 << 20)
 
 
+def _socket(folder):
+    here = Path.cwd()
+    os.chdir(folder)  # a socket's path has to be short
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind("attention.ipynb")
+    finally:
+        os.chdir(here)
+
+
+def _device(folder):
+    """/dev/zero itself where this user may make it, else by a link."""
+    try:
+        os.mknod(folder / "attention.ipynb", stat.S_IFCHR | 0o666, os.makedev(1, 5))
+    except PermissionError:
+        (folder / "attention.ipynb").symlink_to("/dev/zero")
+
+
+def _notebook_of_hundred_megabytes(folder):
+    """Right answers, and 100 MB of what they are said to have printed."""
+    notebook = solved()
+    printed = {"output_type": "stream", "name": "stdout", "text": "x" * (100 << 20)}
+    next(c for c in notebook["cells"] if c["cell_type"] == "code")["outputs"] = [printed]
+    writer(notebook)(folder)
+
+
 add_place("hundred-megabytes", 11, _hundred_megabytes)
+add_place("notebook-of-hundred-megabytes", 11, _notebook_of_hundred_megabytes)
+add_place("socket", 11, _socket)
+add_place("device", 11, _device)
+add_place(
+    "link-to-memory", 11, lambda folder: (folder / "attention.ipynb").symlink_to("/proc/self/mem")
+)
+add_place(
+    "link-to-the-gradebook",
+    11,
+    lambda folder: (folder / "attention.ipynb").symlink_to("../../../gradebook.db"),
+)
 
 # -- 12: hidden lines -------------------------------------------------------------------------------------
 
@@ -699,6 +848,24 @@ def padding_mask(lengths, max_length):
 """,
 )
 
+# -- 15: a bad file after a good one --------------------------------------------------------------------------
+
+GOOD = writer(solved())
+
+
+def then(name, passes, write):
+    """Right answers that were graded, and then this in their place."""
+    CORPUS.append(Submission(f"good-then-{name}", 15, frozenset(passes), write, GOOD))
+
+
+DIES = answered(EXERCISE, blank(), everywhere(EXERCISE, "import os; os._exit(0)"))
+then("blank", NOTHING, writer(blank()))
+then("exits", NOTHING, writer(DIES))
+then("exits-in-a-cell", NOTHING, writer(own_cell(blank(), "import os; os._exit(1)")))
+then("no-notebook", NOTHING, writer("not a notebook any more"))
+then("a-link", NOTHING, lambda folder: (folder / "attention.ipynb").symlink_to("/etc/passwd"))
+then("a-folder", NOTHING, lambda folder: (folder / "attention.ipynb").mkdir())
+
 # -- 16: odd values ---------------------------------------------------------------------------------------
 
 for name, value in {
@@ -716,12 +883,26 @@ for name, value in {
     "complex": "torch.ones(3, dtype=torch.complex64).conj()",
     "module": "__import__('os')",
     "type": "type",
-    "endless-generator": "iter(int, 1)",
+    "endless-iterator": "iter(int, 1)",
+    "overlapping-tensor": "torch.zeros(3).as_strided((2, 2), (1, 1))",
+    "expanded-tensor": "torch.zeros(1).expand(3, 3)",
+    "two-views-of-one": "(lambda x: (x, x[1:], x.T))(torch.zeros(3, 3))",
+    "tensor-that-lost-its-memory": "(lambda x: x.untyped_storage().resize_(0) and x or x)(torch.zeros(3))",
+    "nan-tensor": "torch.full((3, 3), float('nan'))",
+    "infinite-tensor": "torch.full((3, 3), float('inf'))",
+    "nan-as-a-key": "{float('nan'): 1, float('nan'): 2}",
+    "huge-shape": "torch.empty((0,) + (1 << 30,) * 30)",
+    "many-dimensions": "torch.zeros((1,) * 64)",
+    "files": "open('/dev/zero', 'rb')",
+    "what-ends-when-freed": "type('E', (), {'__del__': lambda s: __import__('os')._exit(0)})()",
+    "what-refuses-everything": "type('E', (), {'__getattribute__': lambda s, n: 1 / 0})()",
+    "what-has-every-attribute": "type('E', (), {'__getattr__': lambda s, n: s, '__call__': lambda s, *a: s})()",
     "endless-iterable": "type('E', (), {'__iter__': lambda s: iter(int, 1), '__len__': lambda s: 1 << 40})()",
     "no-value": "None",
     "not-implemented": "NotImplemented",
 }.items():
     body(f"returns-{name}", 16, f"return {value}")
+body("yields-without-end", 16, "while True: yield bytes(1 << 20)")
 body("returns-deep-list", 16, "x = []\n    for _ in range(100_000): x = [x]\n    return x")
 body("returns-itself", 16, "x = []; x.append(x); return x")
 body("returns-a-wide-graph", 16, "x = ['a']\n    for _ in range(60): x = [x, x]\n    return x")
@@ -731,31 +912,45 @@ def scaled_dot_product_attention(q, k, v, mask=None):
     x = old(q, k, v, mask)
     return {}
 """
-after(
+wrapped(
     "right-and-not-contiguous",
     16,
     ALL,
     WRAPPED.format("x.unsqueeze(0).transpose(0, -1).contiguous().transpose(0, -1).squeeze(0)"),
 )
-after(
+wrapped(
     "right-in-a-subclass",
     16,
     ALL,
     "class Mine(torch.Tensor): pass\n" + WRAPPED.format("x.as_subclass(Mine)"),
 )
-after(
+wrapped(
     "right-in-shared-memory",
     16,
     ALL,
     WRAPPED.format("torch.cat([x, x], dim=-1)[..., :x.shape[-1]]"),
 )
-after(
+wrapped(
     "right-but-changes-its-arguments",
     16,
     ALL - OF_PART["attention"],
     WRAPPED.replace("    return", "    q.data.zero_()\n    return").format("x"),
 )
-after("right-but-numpy", 16, ALL - {"attention_mask"}, WRAPPED.format("x.detach().numpy()"))
+wrapped(
+    "right-with-a-negative-bit",
+    16,
+    ALL,
+    WRAPPED.format("torch._neg_view(-x)"),
+)
+wrapped(
+    "right-and-changes-earlier-arguments",
+    16,
+    ALL,
+    "kept = []\n"
+    + WRAPPED.replace("    return", "    [t.data.zero_() for t in kept]; kept[:] = [q, k, v]\n    return")
+    .format("x.clone()"),
+)  # fmt: skip
+wrapped("right-but-numpy", 16, ALL - {"attention_mask"}, WRAPPED.format("x.detach().numpy()"))
 
 # -- 17: the protocol -------------------------------------------------------------------------------------
 
@@ -802,6 +997,8 @@ for name, forged in {
     "handle": {"h": ["theirs", 1]},
     "unknown-handle": {"h": ["theirs", 10**9]},
     "own-handle": {"h": ["ours", 7, "module"]},
+    "stale-handle": {"h": ["ours", 10**9, "function"]},
+    "negative-handle": {"h": ["theirs", -1]},
     "record": {"D": ["object", []]},
     "buffer": {"T": {"dtype": "float32", "shape": [1 << 39, 1 << 39], "data": 0, "device": "cpu"}},
     "negative-shape": {"T": {"dtype": "float32", "shape": [-1], "data": 0, "device": "cpu"}},
@@ -810,6 +1007,26 @@ for name, forged in {
     "tag": {"__class__": 1},
 }.items():
     body(f"forges-{name}", 17, FORGE.format(forged))
+
+body("returns-one-object-every-time", 17, "return ONE", "class One: pass\nONE = One()")
+body(
+    "replays-its-first-answer",
+    17,
+    "return 0.0",
+    """\
+import autograder.split.values as v
+first = []
+def encode(self, value, old=v.Encoder.encode):
+    first.append(old(self, value))
+    return first[0]
+v.Encoder.encode = encode""",
+)
+body(
+    "garbage-from-a-thread",
+    17,
+    "import threading; threading.Thread(target=flood, daemon=True).start()",
+    CHANNEL + "def flood():\n    while True: send(os.urandom(64))\n",
+)
 
 # -- 18: files --------------------------------------------------------------------------------------------
 
@@ -841,30 +1058,46 @@ add(
         ),
     ),
 )
+for minor in range(5):  # ids came with 4.5
+    without_ids = each(solved(), lambda c: c.pop("id", None))
+    add(f"format-4-{minor}", 18, ALL, without_ids | {"nbformat_minor": minor})
+add("format-4-5", 18, ALL, changed(solved(), lambda n: n.update(nbformat_minor=5)))
+add("format-5", 18, ALL, changed(solved(), lambda n: n.update(nbformat=5)))
 add(
-    "format-4-0",
+    "format-unsaid",
     18,
     ALL,
-    changed(each(solved(), lambda c: c.pop("id", None)), lambda n: n.update(nbformat_minor=0)),
+    changed(solved(), lambda n: [n.pop("nbformat"), n.pop("nbformat_minor")]),
 )
 add("format-4-99", 18, ALL, changed(solved(), lambda n: n.update(nbformat_minor=99)))
 
 
-def _format_3(notebook):
+def _worksheets(notebook, version):
+    """The notebook as version 2 or 3 had it: cells in sheets, code as input."""
     cells = [
         {"cell_type": c["cell_type"], "metadata": c["metadata"], "language": "python",
          ("input" if c["cell_type"] == "code" else "source"): c["source"], "outputs": []}
         for c in notebook["cells"]
     ]  # fmt: skip
     return {
-        "nbformat": 3,
+        "nbformat": version,
         "nbformat_minor": 0,
         "metadata": {"name": "x"},
         "worksheets": [{"cells": cells}],
     }
 
 
-add("format-3", 18, ALL, _format_3(solved()))
+def _format_1(notebook):
+    """The notebook as version 1 had it, which knew no metadata of cells, so no answer can be found in it."""
+    return {
+        "nbformat": 1,
+        "cells": [{"cell_type": c["cell_type"], "code": c["source"]} for c in notebook["cells"]],
+    }
+
+
+add("format-1", 18, NOTHING, _format_1(solved()))
+add("format-2", 18, ALL, _worksheets(solved(), 2))
+add("format-3", 18, ALL, _worksheets(solved(), 3))
 add("a-lone-surrogate", 18, ALL, json.dumps(own_cell(solved(), "x = '\ud800'")))
 add("null-in-the-source", 18, ALL, own_cell(solved(), "x = 1\0"))
 add(
