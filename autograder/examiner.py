@@ -6,6 +6,7 @@ both sides) for learner processes, because only that one can start and kill them
 
 import argparse
 import base64
+import dataclasses
 import functools
 import importlib
 import json
@@ -552,7 +553,7 @@ def _explained_by(exercise: Exercise, part: str, cell: Cell, survey: list[tuple]
 
 
 def _plain_trace(value: Any) -> Any:
-    """A trace without its processes: stand-ins become a word, tensors leave their graphs."""
+    """A trace that can be kept: stand-ins become a word, tensors leave their graphs, records become tuples."""
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if type(value) is StandIn:
@@ -561,6 +562,11 @@ def _plain_trace(value: Any) -> Any:
         return type(value)(_plain_trace(item) for item in value)
     if type(value) is dict:
         return {key: _plain_trace(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value):
+        fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
+        return (type(value).__name__, *map(_plain_trace, fields))
+    if isinstance(value, tuple):  # a named one
+        return (type(value).__name__, *map(_plain_trace, value))
     return value
 
 

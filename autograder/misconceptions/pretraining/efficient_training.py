@@ -10,8 +10,8 @@ MISCONCEPTIONS = [
     Misconception(
         name="no_loss_scale",
         part="autocast",
-        says="Your loss is not scaled before the backward pass, so gradients below 2⁻²⁴ are lost. Multiply the loss by "
-        "the scale, and divide the gradients by it in float32.",
+        says="Gradients below 2⁻²⁴ are lost, which the scale is there to save. Multiply the loss by the scale before the "
+        "backward pass, and divide the gradients by it in float32, not in half precision.",
         wrong={
             "(loss * scale).backward()": "loss.backward()",
             "copy.grad.float() / scale": "copy.grad.float()",
@@ -22,15 +22,6 @@ MISCONCEPTIONS = [
         part="autocast",
         says="Your update still has the scale in it: the gradients of the scaled loss are not divided by the scale.",
         wrong={"copy.grad.float() / scale": "copy.grad.float()"},
-    ),
-    Misconception(
-        name="unscaled_in_half",
-        part="autocast",
-        says="Your gradients are divided by the scale while they are still in half precision: what the scale has lifted "
-        "falls below the smallest number again. Bring them to float32 first.",
-        wrong={
-            "copy.grad.float() / scale": "(copy.grad / scale).float()",
-        },
     ),
     Misconception(
         name="overflow_not_skipped",
@@ -169,8 +160,8 @@ MISCONCEPTIONS = [
     Misconception(
         name="nothing_run_again",
         part="checkpoint",
-        says="Your forward pass records the function and keeps its graph for the backward pass. Then nothing is saved: "
-        "keep the inputs only, and run the function again in the backward pass.",
+        says="Your numbers are right, but what is saved or run again is not what it should be. Keep the inputs only, run the "
+        "function again in the backward pass, and cut a stack into pieces of `segment` blocks each.",
         wrong={
             "        return function(*tensors)\n": (
                 "        with torch.enable_grad():\n"
@@ -255,28 +246,6 @@ MISCONCEPTIONS = [
             "range(0, len(self.layers), self.segment)": (
                 "range(0, len(self.layers) // self.segment * self.segment, self.segment)"
             )
-        },
-    ),
-    Misconception(
-        name="segments_instead_of_length",
-        part="checkpoint",
-        says="You cut the stack into `segment` pieces. segment is the length of a piece, not their number.",
-        wrong={
-            "        def run(start: int, x: Tensor) -> Tensor:\n": (
-                "        size = -(-len(self.layers) // self.segment)\n\n"
-                "        def run(start: int, x: Tensor) -> Tensor:\n"
-            ),
-            "start + self.segment]": "start + size]",
-            "range(0, len(self.layers), self.segment)": "range(0, len(self.layers), size)",
-        },
-    ),
-    Misconception(
-        name="every_block_a_segment",
-        part="checkpoint",
-        says="You checkpoint every block for itself, whatever segment says.",
-        wrong={
-            "start + self.segment]": "start + 1]",
-            "range(0, len(self.layers), self.segment)": "range(len(self.layers))",
         },
     ),
     Misconception(

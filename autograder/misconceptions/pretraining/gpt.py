@@ -414,7 +414,8 @@ MISCONCEPTIONS = [
     Misconception(
         name="cache_never_used",
         part="generate",
-        says="Your generation reads the whole text again for each token: the tokens are right, the cache is not used.",
+        says="The tokens are right, but use_cache is not followed: with it each step reads the new token alone, without it the "
+        "whole text again.",
         wrong={"if cache is None or tokens.shape[1] > block_size:": "if True:"},
     ),
     Misconception(
@@ -452,12 +453,6 @@ MISCONCEPTIONS = [
         part="generate",
         says="Your window is off by one: a text of block_size + 1 tokens is still read with the old cache.",
         wrong={"tokens.shape[1] > block_size:": "tokens.shape[1] > block_size + 1:"},
-    ),
-    Misconception(
-        name="use_cache_ignored",
-        part="generate",
-        says="Your generation uses the cache also when use_cache is false.",
-        wrong={"if not use_cache:": "if False:"},
     ),
     Misconception(
         name="choice_not_handed_on",

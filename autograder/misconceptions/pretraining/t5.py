@@ -79,18 +79,9 @@ MISCONCEPTIONS = [
     Misconception(
         name="noise_first",
         part="noise",
-        says="Your mask begins with noise. Kept text comes first: the first token of a text always stays.",
+        says="Your mask begins with noise, or is turned round. True means noise, which is cut out, and kept text comes first: the "
+        "first token of a text always stays.",
         wrong={"torch.tensor([False, True])": "torch.tensor([True, False])"},
-    ),
-    Misconception(
-        name="mask_inverted",
-        part="noise",
-        says="Your mask is True for the tokens that stay. True means noise: it is cut out.",
-        wrong={
-            "    return torch.tensor([False, True]).repeat(spans).repeat_interleave(in_turn)": (
-                "    return ~torch.tensor([False, True]).repeat(spans).repeat_interleave(in_turn)"
-            )
-        },
     ),
     Misconception(
         name="tokens_masked_one_by_one",
