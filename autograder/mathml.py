@@ -46,6 +46,10 @@ class _Renderer(IPythonRenderer):
     def inline_math(self, body: str) -> str:
         return _mathml(body, "inline")
 
+    def image(self, *args: object, **kwargs: object) -> str:
+        # None is shown; nbconvert's own would stop over one that is named and not attached.
+        return ""
+
 
 def _mathml(latex: str, display: str) -> str:
     try:

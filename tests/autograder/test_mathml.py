@@ -101,3 +101,8 @@ def test_tables_lists_code_and_links_stay():
         '<a href="../book/page.md">',
     ):
         assert piece in page
+
+
+def test_a_picture_that_is_named_and_not_attached_stops_nobody():
+    assert "before" in markdown_to_html("before ![x](attachment:x.svg) after")
+    assert "<img" not in markdown_to_html("![x](https://example.org/x.png)")
