@@ -358,15 +358,105 @@ MISCONCEPTIONS = [
     ),
 ]
 
-EQUIVALENT: list[Equivalent] = []
+EQUIVALENT: list[Equivalent] = [
+    Equivalent(
+        part="power_law",
+        before="residuals = v - mean[:, None] - slope[:, None] * u",
+        after="residuals = slope[:, None] * u - (v - mean[:, None])",
+        because="They are squared: their sign does not matter.",
+    ),
+    Equivalent(
+        part="power_law",
+        before="low, high = (0.0, 14.0)",
+        after="low, high = (0.0, 28.0)",
+        because="A wider first grid, which the next ones narrow as well.",
+    ),
+    Equivalent(
+        part="power_law",
+        before="for _ in range(6):",
+        after="for _ in range(7):",
+        because="Five grids, each a fiftieth of the one before, are as good as six or seven for four digits.",
+    ),
+    Equivalent(
+        part="power_law",
+        before="for _ in range(6):",
+        after="for _ in range(5):",
+        because="Five grids, each a fiftieth of the one before, are as good as six or seven for four digits.",
+    ),
+    Equivalent(
+        part="power_law",
+        before="nearness = torch.linspace(low, high, 100, dtype=y.dtype, device=y.device)",
+        after="nearness = torch.linspace(low, high, 100, device=y.device)",
+        because="float32 is fine enough for the grid: the next ones narrow it.",
+    ),
+    Equivalent(
+        part="power_law",
+        before="nearness = torch.linspace(low, high, 100, dtype=y.dtype, device=y.device)",
+        after="nearness = torch.linspace(low, high, 100, dtype=y.dtype)",
+        because="The same where there is one device; only a second one can tell.",
+    ),
+    Equivalent(
+        part="power_law",
+        before="nearness = torch.linspace(low, high, 100, dtype=y.dtype, device=y.device)",
+        after="nearness = torch.linspace(low, high, 101, dtype=y.dtype, device=y.device)",
+        because="A grid of one point more or less narrows as well.",
+    ),
+    Equivalent(
+        part="power_law",
+        before="nearness = torch.linspace(low, high, 100, dtype=y.dtype, device=y.device)",
+        after="nearness = torch.linspace(low, high, 99, dtype=y.dtype, device=y.device)",
+        because="A grid of one point more or less narrows as well.",
+    ),
+    Equivalent(
+        part="power_law",
+        before="low, high = (max(0.0, (nearness[best] - step).item()), (nearness[best] + step).item())",
+        after="low, high = (max(0.0, (nearness[best] - step).item()), nearness[best] + step)",
+        because="linspace takes a tensor with one number as it takes a number.",
+    ),
+    Equivalent(
+        part="power_law",
+        before="step = nearness.diff()[0]",
+        after="step = nearness.diff()[1]",
+        because="The points of the grid lie evenly.",
+    ),
+    Equivalent(
+        part="power_law",
+        before="step = nearness.diff()[0]",
+        after="step = nearness.diff()[-1]",
+        because="The points of the grid lie evenly.",
+    ),
+    Equivalent(
+        part="power_law",
+        before="low, high = (max(0.0, (nearness[best] - step).item()), (nearness[best] + step).item())",
+        after="low, high = (max(0.0, nearness[best] - step), (nearness[best] + step).item())",
+        because="linspace takes a tensor with one number as it takes a number.",
+    ),
+    Equivalent(
+        part="power_law",
+        before="low, high = (max(0.0, (nearness[best] - step).item()), (nearness[best] + step).item())",
+        after="low, high = (max(0.0, (nearness[best] - step).item()), (nearness[best + 1] + step).item())",
+        because="The next grid reaches a step further, and is narrowed all the same.",
+    ),
+    Equivalent(
+        part="power_law",
+        before="x, y = (x.double(), y.double())",
+        after="pass",
+        because="Four digits are asked for, and float32 carries seven.",
+    ),
+    Equivalent(
+        part="power_law",
+        before="x, y = (x.double(), y.double())",
+        after="x, y = (x.double(), y)",
+        because="Four digits are asked for, and float32 carries seven.",
+    ),
+]
 
 
 def _power_law(answers: ModuleType, rng: torch.Generator) -> object:
-    points = int(torch.randint(4, 12, (), generator=rng))
+    points = int(torch.randint(5, 12, (), generator=rng))
     a, alpha, floor = torch.rand(3, generator=rng, dtype=torch.float64).tolist()
-    x = (2 + 5 * torch.rand(points, generator=rng, dtype=torch.float64)).exp()
-    noise = torch.randn(points, generator=rng, dtype=torch.float64)
-    y = floor + (1 + a) * x ** -(0.1 + alpha) * (0.1 * noise).exp()
+    x = torch.linspace(1, 8, points, dtype=torch.float64).exp()
+    y = 0.5 + floor + (1 + a) * x ** -(0.2 + 0.3 * alpha)
     return tuple(answers.fit_power_law(x, y)), tuple(answers.fit_power_law(x, y, True))
 
 
