@@ -20,18 +20,11 @@ import nbformat
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from nbgrader.api import (
-    Assignment,
-    Grade,
-    Gradebook,
-    GradeCell,
-    Notebook,
-    SubmittedAssignment,
-    SubmittedNotebook,
-)
+from nbgrader.api import Assignment, Gradebook, SubmittedAssignment, SubmittedNotebook
 
 from autograder import engine
-from autograder.classes import ClassFolder
+from autograder.class_folder import ClassFolder
+from autograder.gradebook import COURSE, lateness, marks
 from autograder.misconceptions import misconceptions
 from autograder.notebooks import SubmissionError, graded_cells, read_submission
 from autograder.sandbox import Isolation
@@ -157,14 +150,11 @@ def _scores(where: ClassFolder) -> _Scores:
     """The gradebook, read with a few queries: nbgrader's own objects would ask for every notebook anew."""
     found = _Scores()
     handed_in = {_place(path) for path in where.autograded.glob("*/*/*.ipynb")}
-    with Gradebook(where.db_url, "from-attention-to-reasoning") as gradebook:
+    with Gradebook(where.db_url, COURSE) as gradebook:
         for student in gradebook.students:
             names = (student.last_name, student.first_name)
             found.names[student.id] = ", ".join(name for name in names if name)
-        for submission in gradebook.db.query(SubmittedAssignment):
-            if submission.total_seconds_late > 0:
-                key = submission.student_id, submission.assignment.name
-                found.late[key] = submission.total_seconds_late
+        found.late = {key: late for key, late in lateness(gradebook).items() if late > 0}
         penalties = (
             gradebook.db.query(
                 SubmittedAssignment.student_id,
@@ -177,30 +167,19 @@ def _scores(where: ClassFolder) -> _Scores:
         )
         for student, era, penalty in penalties:
             found.penalties[student, era] = found.penalties.get((student, era), 0.0) + penalty
-        marks = (
-            gradebook.db.query(
-                SubmittedAssignment.student_id,
-                Assignment.name,
-                Notebook.name,
-                GradeCell.name,
-                GradeCell.cell_type,
-                Grade.score,
-                GradeCell.max_score,
-                Grade.needs_manual_grade,
-            )
-            .select_from(Grade)
-            .join(GradeCell, Grade.cell_id == GradeCell.id)
-            .join(Grade.notebook)
-            .join(SubmittedNotebook.notebook)
-            .join(SubmittedNotebook.assignment)
-            .join(SubmittedAssignment.assignment)
-            .order_by(Assignment.name, Notebook.name, SubmittedAssignment.student_id)
-        )
-        for student, era, name, cell, kind, points, possible, waiting in marks:
+        for mark in marks(gradebook):
             # nbgrader gives a notebook that is missing no points; here it has no row.
-            if (student, era, name) in handed_in or points:
+            if mark[:3] in handed_in or mark.points:
                 found.marks.append(
-                    _Mark(student, (era, name), cell, kind != "code", points, possible, waiting)
+                    _Mark(
+                        mark.student,
+                        (mark.era, mark.exercise),
+                        mark.cell,
+                        mark.by_hand,
+                        mark.points,
+                        mark.possible,
+                        mark.waiting,
+                    )
                 )
     return found
 
