@@ -11,6 +11,7 @@ import contextlib
 import copy
 import functools
 import operator
+import os
 import socket
 import time
 import types
@@ -214,6 +215,7 @@ class Peer:
         self.classes = {} if classes is None else classes
         self.trace = trace
         self.deadline: float | None = None
+        self._process = os.getpid()
         self._objects: dict[int, object] = {}
         self._graphs: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
         self._next = 0
@@ -437,6 +439,8 @@ class Peer:
         return Decoder(buffers, self._object_of, graph=graph, classes=self.classes)
 
     def _send(self, message: dict, buffers: list[bytes]) -> None:
+        if os.getpid() != self._process:
+            os._exit(1)  # forked by an answer and returned from it: one question has one answer
         frame = pack(message, buffers)
         try:
             self._set_timeout()

@@ -1,5 +1,6 @@
 """Calls across the pipe behave like calls: values, gradients, in-place changes, callbacks, errors."""
 
+import os
 import socket
 import threading
 import time
@@ -101,6 +102,7 @@ NAMES = {
     "look": lambda thing: thing.gi_frame,
     "rewind": lambda thing: thing._ask("method", name="close"),
     "identity": lambda x: x,
+    "fork": os.fork,
 }
 
 
@@ -246,6 +248,15 @@ def test_the_end_of_the_other_side_is_noticed(answers):
     answers.server.channel.shutdown(socket.SHUT_RDWR)
     with pytest.raises(PeerGone):
         identity(1)
+
+
+def test_a_process_that_an_answer_forks_answers_nothing(answers):
+    answers.peer.deadline = time.monotonic() + 10
+    for number in range(5):
+        child = answers("fork")()
+        assert child > 0
+        os.waitpid(child, 0)
+        assert answers("identity")(number) == number
 
 
 def test_the_answer_may_not_look_into_what_it_is_handed(answers):
