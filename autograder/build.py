@@ -1,5 +1,6 @@
 """From ``solutions/`` to ``exercises/``: our source notebooks, nbgrader's own ``generate_assignment``."""
 
+import contextlib
 import filecmp
 import hashlib
 import itertools
@@ -8,8 +9,10 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock
 from nbgrader.converters import GenerateAssignment
 from nbgrader.coursedir import CourseDirectory
 from traitlets.config import Config, PyFileConfigLoader
@@ -22,6 +25,8 @@ __all__ = ["build", "course_config", "register", "stale", "write_sources"]
 SOURCES = ROOT / "_build" / "source"
 RELEASED = ROOT / "exercises"
 MINE = "-mine-"  # in the name of a notebook that was moved aside
+# Two commands in one checkout write the same scratch folders: the second waits for the first.
+BUILDING = FileLock(ROOT / "_build" / ".building")
 
 
 def build(release: Path = RELEASED) -> list[Path]:
@@ -30,20 +35,26 @@ def build(release: Path = RELEASED) -> list[Path]:
     Raises:
         SourceError: an exercise breaks a rule. Nothing has been written to ``release`` then.
     """
-    eras = write_sources()
     scratch = ROOT / "_build" / "release"
-    shutil.rmtree(scratch, ignore_errors=True)
-    for era in eras:
-        config = course_config(release_directory=scratch, assignment_id=era)
-        config.SaveCells.enabled = False
-        _generate(config, no_database=True)
-    return _mirror(scratch, release)
+    with _alone():
+        eras = write_sources()
+        shutil.rmtree(scratch, ignore_errors=True)
+        for era in eras:
+            config = course_config(release_directory=scratch, assignment_id=era)
+            config.SaveCells.enabled = False
+            _generate(config, no_database=True)
+        return _mirror(scratch, release)
 
 
 def stale() -> list[str]:
     """What ``exercises/`` has that a build would not give, or lacks, or has otherwise."""
     fresh = ROOT / "_build" / "fresh"
-    build(release=fresh)
+    with _alone():
+        build(release=fresh)
+        return _differing(fresh)
+
+
+def _differing(fresh: Path) -> list[str]:
     names = {
         str(path.relative_to(folder))
         for folder in (fresh, RELEASED)
@@ -66,11 +77,12 @@ def write_sources() -> list[str]:
         SourceError: an exercise breaks a rule. Nothing has been written then.
     """
     notebooks = {path: written(source_notebook(read_exercise(path))) for path in exercise_paths()}
-    shutil.rmtree(SOURCES, ignore_errors=True)
-    for path, text in notebooks.items():
-        target = SOURCES / path.parent.name / f"{path.stem}.ipynb"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
+    with _alone():
+        shutil.rmtree(SOURCES, ignore_errors=True)
+        for path, text in notebooks.items():
+            target = SOURCES / path.parent.name / f"{path.stem}.ipynb"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
     return sorted({path.parent.name for path in notebooks})
 
 
@@ -79,12 +91,14 @@ def register(db_url: str) -> list[str]:
 
     nbgrader keeps the cells and points of an assignment in the gradebook; ``generate_assignment`` puts them there.
     """
-    eras = write_sources()
-    for era in eras:
-        config = course_config(release_directory=ROOT / "_build" / "registered", assignment_id=era)
-        config.CourseDirectory.db_url = db_url
-        _generate(config, no_database=False)
-    return eras
+    with _alone():
+        eras = write_sources()
+        for era in eras:
+            registered = ROOT / "_build" / "registered"
+            config = course_config(release_directory=registered, assignment_id=era)
+            config.CourseDirectory.db_url = db_url
+            _generate(config, no_database=False)
+        return eras
 
 
 def course_config(**course: object) -> Config:
@@ -93,6 +107,13 @@ def course_config(**course: object) -> Config:
     for name, value in course.items():
         config.CourseDirectory[name] = str(value) if isinstance(value, Path) else value
     return config
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    (ROOT / "_build").mkdir(exist_ok=True)
+    with BUILDING:  # which a process may enter again while it holds it
+        yield
 
 
 def quiet_log(name: str) -> logging.Logger:

@@ -138,15 +138,19 @@ def _score(student: str, era: str, exercise: str, own: list[Mark], late: float) 
 
 def _take_in(where: ClassFolder, progress: Progress) -> list[str]:
     """Rebuilds every submission upon the instructor's notebook. Nothing else of a submission goes further."""
-    notes = []
     shutil.rmtree(where.intake, ignore_errors=True)
     exercises = [(path.parent.name, path.stem) for path in exercise_paths()]
-    students = sorted(p for p in where.submitted.iterdir() if p.is_dir() and not p.is_symlink())
+    students, notes = _students(where.submitted)
     for number, student in enumerate(students, start=1):
         for era, name in exercises:
             folder = student / era
             submitted = folder / f"{name}.ipynb"
-            if folder.is_symlink() or not (submitted.exists() or submitted.is_symlink()):
+            if not (submitted.exists() or submitted.is_symlink()):
+                continue
+            if folder.is_symlink():
+                notes.append(
+                    f"{student.name}, {era}/{name}: the folder {era} is a link and was left out."
+                )
                 continue
             exercise = find_exercise(era, name)
             try:
@@ -164,6 +168,19 @@ def _take_in(where: ClassFolder, progress: Progress) -> list[str]:
             _copy_timestamp(folder, place)
         progress("reading", number, len(students))
     return notes
+
+
+def _students(submitted: Path) -> tuple[list[Path], list[str]]:
+    """The folders of students, and what is said of those that are none."""
+    students, notes = [], []
+    for path in sorted(submitted.iterdir()):
+        if path.is_symlink():
+            notes.append(f"{path.name!r} is a link and was left out.")
+        elif path.is_dir() and not path.name.isprintable():
+            notes.append(f"{path.name!r} is no name a gradebook can hold; the folder was left out.")
+        elif path.is_dir():
+            students.append(path)
+    return students, notes
 
 
 def _copy_timestamp(submitted: Path, place: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -31,6 +32,15 @@ def twice(tmp_path_factory):
 
 def test_the_same_sources_give_the_same_bytes(twice):
     one, two = ({p.relative_to(f): p.read_bytes() for p in f.glob("*/*")} for f in twice)
+    assert one == two
+    assert len(one) == len(EXERCISES)
+
+
+def test_two_builds_at_once_take_turns(tmp_path):
+    """Both write the same scratch folders."""
+    with ThreadPoolExecutor(2) as pool:
+        built = list(pool.map(build.build, (tmp_path / "one", tmp_path / "two")))
+    one, two = ([path.read_bytes() for path in paths] for paths in built)
     assert one == two
     assert len(one) == len(EXERCISES)
 
