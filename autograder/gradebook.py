@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 from unittest import mock
 
@@ -17,7 +17,7 @@ from nbgrader.api import (
     SubmittedAssignment,
     SubmittedNotebook,
 )
-from sqlalchemy import create_engine, text
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Query
 
 __all__ = ["COURSE", "Mark", "add_indexes", "comments", "lateness", "marks", "one_engine"]
@@ -63,13 +63,15 @@ class Mark(NamedTuple):
 
 
 @contextlib.contextmanager
-def one_engine() -> Iterator[None]:
+def one_engine(create: Callable[..., Engine] | None = None) -> Iterator[None]:
     """Has nbgrader open each database once, as SQLAlchemy wants it, within this block.
+
+    Several blocks open it once among them if they are given the same cached ``create``.
 
     nbgrader opens its gradebook anew seven times for each notebook, each time with an engine that has compiled no
     statement yet; a third of its bookkeeping goes into that.
     """
-    with mock.patch("nbgrader.api.create_engine", functools.cache(create_engine)):
+    with mock.patch("nbgrader.api.create_engine", create or functools.cache(create_engine)):
         yield
 
 

@@ -9,6 +9,7 @@ the warm start are counted apart. Then nbgrader and ours once more with as many 
 """
 
 import contextlib
+import functools
 import itertools
 import logging
 import multiprocessing
@@ -33,12 +34,14 @@ from nbgrader.coursedir import CourseDirectory
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from sqlalchemy import create_engine
 from sqlalchemy.exc import SAWarning
 from traitlets.config import Config
 
 from autograder import engine as engines
 from autograder.build import course_config, register
 from autograder.engine import Engine
+from autograder.gradebook import one_engine
 from autograder.loader import run_cell
 from autograder.notebooks import graded_cells, read_submission, rebuilt_notebook
 from autograder.sample_class.make import make_sample_class
@@ -46,6 +49,7 @@ from autograder.source import Exercise, exercise_paths, read_exercise
 from tests.benchmarks import peer_otter
 from tests.benchmarks.measured import graded
 
+DATABASES = functools.cache(create_engine)
 STUDENTS = ["right-1", "right-2", "right-3", "right-4", "right-5"]
 WIDTH = 120  # of a table, wherever it is printed
 log = logging.getLogger("benchmark")
@@ -144,7 +148,8 @@ def stock(here: Path, student: str, exercise: Exercise, kind: str = "stock") -> 
 def split(here: Path, student: str, exercise: Exercise, engine: Engine) -> float:
     """The split grader, through the same converter and into a gradebook of its own; nothing from a cache."""
     engine.cache = Path(tempfile.mkdtemp(dir=here))
-    return converted(configured(here, "split", student, exercise), here / "split.db")
+    with one_engine(DATABASES):  # as for a class
+        return converted(configured(here, "split", student, exercise), here / "split.db")
 
 
 def configured(here: Path, kind: str, student: str, exercise: Exercise) -> Config:
