@@ -6,7 +6,7 @@ made. Weights are kept in half precision and computed with in single; the losses
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class Checkpoint:
     Attributes:
         name: as in :func:`load`.
         model: in evaluation mode, its parameters in single precision.
-        vocabulary: token ``i`` stands for ``vocabulary[i]``: a character, or the name of a special token.
+        vocabulary: token ``i`` stands for ``vocabulary[i]``: a character, a word, or the name of a special token.
         facts: how it was made: the ``command``, and losses.
     """
 
@@ -40,22 +40,21 @@ class Checkpoint:
     vocabulary: tuple[str, ...]
     facts: Mapping[str, object]
 
-    def encode(self, text: str) -> Int[Tensor, " length"]:
-        """The tokens of a text.
+    def encode(self, text: Iterable[str]) -> Int[Tensor, " length"]:
+        """The tokens of a text: a string where they are characters, a list where they are words.
 
         Raises:
-            ValueError: the text has a character that is not in the vocabulary.
+            ValueError: a character, or word, is not in the vocabulary.
         """
-        ids = {token: i for i, token in enumerate(self.vocabulary)}
-        for place, character in enumerate(text):
-            if character not in ids:
-                raise ValueError(
-                    f"{self.name} has no token for {character!r} (character {place} of the text)."
-                )
-        return torch.tensor([ids[character] for character in text], dtype=torch.int64)
+        ids, found = {token: i for i, token in enumerate(self.vocabulary)}, []
+        for place, piece in enumerate(text):
+            if piece not in ids:
+                raise ValueError(f"{self.name} has no token for {piece!r} (place {place} of the text).")
+            found.append(ids[piece])
+        return torch.tensor(found, dtype=torch.int64)
 
     def decode(self, tokens: Int[Tensor, " length"]) -> str:
-        """The text of tokens."""
+        """The text of tokens, one straight after the other."""
         return "".join(self.vocabulary[i] for i in tokens.tolist())
 
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-__all__ = ["CausalTransformer", "RecurrentModel", "Translator"]
+__all__ = ["BidirectionalTransformer", "CausalTransformer", "RecurrentModel", "Translator"]
 
 
 class CausalTransformer(nn.Module):
@@ -57,10 +57,19 @@ class CausalTransformer(nn.Module):
         Raises:
             ValueError: ``tokens`` is not (batch length), or longer than ``max_length``.
         """
+        return self.embed.logits(self.states(tokens))
+
+    def states(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length d_model"]:
+        """The vectors that the logits are read off, for a head of another kind.
+
+        Raises:
+            ValueError: as :meth:`forward`.
+        """
         x = self.embed(tokens)
+        mask = _future(x)
         for block in self.blocks:
-            x, _, _ = block(x, causal=True)
-        return self.embed.logits(self.norm(x))
+            x, _, _ = block(x, mask=mask)
+        return self.norm(x)
 
     @torch.no_grad()
     def attention_weights(
@@ -68,11 +77,70 @@ class CausalTransformer(nn.Module):
     ) -> Float[Tensor, "layers batch heads queries keys"]:
         """What each position of each head attends to; every row sums to 1."""
         x = self.embed(tokens)
+        mask = _future(x)
         found = []
         for block in self.blocks:
-            x, weights, _ = block(x, causal=True, need_weights=True)
+            x, weights, _ = block(x, mask=mask, need_weights=True)
             found.append(weights)
         return torch.stack(found)
+
+
+class BidirectionalTransformer(nn.Module):
+    """Encoder-only Transformer, pre-LN, which gives each position what it makes of the whole input, as BERT.
+
+    Args:
+        vocab_size: number of different tokens; token 0 is padding and never attended to.
+        d_model: width of the vectors that pass through the model.
+        num_heads: attention heads in each layer; divides ``d_model``.
+        num_layers: number of blocks.
+        max_length: longest input, since each position has a learnt vector.
+        dropout: probability that a component of a sub-layer's output is dropped in training.
+        generator: draws the first parameters; torch's global generator if ``None``.
+
+    Raises:
+        ValueError: ``num_heads`` does not divide ``d_model``.
+    """
+
+    PADDING = 0
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int,
+        num_heads: int,
+        num_layers: int,
+        max_length: int,
+        *,
+        dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.embed = _Embedding(vocab_size, d_model, max_length)
+        self.blocks = nn.ModuleList(_Block(d_model, num_heads, dropout) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(d_model)
+        _initialise(self, generator)
+
+    def forward(
+        self, tokens: Int[Tensor, "batch length"]
+    ) -> Float[Tensor, "batch length vocab_size"]:
+        """Logits of the token that stands, or stood, at every position.
+
+        Raises:
+            ValueError: ``tokens`` is not (batch length), or longer than ``max_length``.
+        """
+        return self.embed.logits(self.states(tokens))
+
+    def states(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length d_model"]:
+        """The vectors that the logits are read off, for a head of another kind.
+
+        Raises:
+            ValueError: as :meth:`forward`.
+        """
+        x = self.embed(tokens)
+        padding = tokens == self.PADDING
+        for block in self.blocks:
+            x, _, _ = block(x, padding=padding)
+        return self.norm(x)
 
 
 class RecurrentModel(nn.Module):
@@ -220,10 +288,11 @@ class Translator(nn.Module):
         self, target: Tensor, memory: Tensor, padding: Tensor, *, need_weights: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
         x = self.embed_target(target)
+        mask = _future(x)
         found = []
         for block in self.decoder:
             x, _, weights = block(
-                x, causal=True, memory=memory, memory_padding=padding, need_weights=need_weights
+                x, mask=mask, memory=memory, memory_padding=padding, need_weights=need_weights
             )
             found.append(weights)
         return self.target_norm(x), found
@@ -273,24 +342,26 @@ class _Block(nn.Module):
         self,
         x: Float[Tensor, "batch length d_model"],
         *,
-        causal: bool = False,
+        mask: Bool[Tensor, "length length"] | None = None,
         padding: Bool[Tensor, "batch length"] | None = None,
         memory: Float[Tensor, "batch source d_model"] | None = None,
         memory_padding: Bool[Tensor, "batch source"] | None = None,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """``x`` after the block, and the weights of both attentions where they are asked for."""
+        """``x`` after the block, and the weights of both attentions where they are asked for.
+
+        ``mask`` is :func:`_future`, or ``None`` where a position may look ahead. As everywhere in torch's
+        own attention, and unlike the rest of the course, it is True where one may NOT look.
+        """
         how = {"need_weights": need_weights, "average_attn_weights": False}
         normed = self.attention_norm(x)
-        # nn.MultiheadAttention's masks are True where one may NOT look, unlike the rest of the course.
-        mask = _future(x) if causal else None
         attended, weights = self.attention(
             normed,
             normed,
             normed,
             attn_mask=mask,
             key_padding_mask=padding,
-            is_causal=causal,
+            is_causal=mask is not None,
             **how,
         )
         x = x + self.dropout(attended)

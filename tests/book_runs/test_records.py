@@ -25,5 +25,6 @@ def test_a_checkpoint_is_the_one_that_its_run_recorded(name):
     command = checkpoints.load(name).facts["command"]
     record = runs.load(command.removeprefix("python -m lab.runs "))
     digest = hashlib.sha256((checkpoints.FOLDER / f"{name}.safetensors").read_bytes()).hexdigest()
-    recorded = [r["checkpoint"]["sha256"] for r in record.results if "checkpoint" in r]
+    stored = [result.get("checkpoints", {}) for result in record.results]
+    recorded = [files[name]["sha256"] for files in stored if name in files]
     assert digest in recorded, f"lab/weights/{name}.safetensors is of another run: {command}"

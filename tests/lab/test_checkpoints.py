@@ -56,7 +56,7 @@ def test_a_model_with_special_tokens_can_be_any_of_lab_models(tmp_path):
 
 def test_an_unknown_character_is_named_with_its_place(tmp_path):
     saved(tmp_path)
-    with pytest.raises(ValueError, match=r"no token for 'x' \(character 2 "):
+    with pytest.raises(ValueError, match=r"no token for 'x' \(place 2 "):
         checkpoints.load("small", folder=tmp_path).encode("abx")
 
 

@@ -11,6 +11,12 @@ def causal(**changes):
     return models.CausalTransformer(**(sizes | changes), generator=lab.generator("causal"))
 
 
+def bidirectional():
+    return models.BidirectionalTransformer(
+        11, 12, 3, 2, 9, generator=lab.generator("bidirectional")
+    )
+
+
 def translator():
     return models.Translator(13, 7, 12, 3, 2, 9, generator=lab.generator("translator"))
 
@@ -43,7 +49,7 @@ def test_language_models_give_logits_that_never_see_the_future(make):
     assert ((logits - changed)[:, 5:].abs().amax(-1) > 1e-6).all()
 
 
-@pytest.mark.parametrize("make", [*LANGUAGE_MODELS, translator])
+@pytest.mark.parametrize("make", [*LANGUAGE_MODELS, bidirectional, translator])
 def test_the_generator_alone_decides_the_parameters(make):
     torch.manual_seed(1)
     one = make().state_dict()
@@ -68,13 +74,33 @@ def test_attention_weights_are_causal_and_sum_to_one():
     assert (weights.triu(1) == 0).all()
 
 
+def test_a_bidirectional_model_sees_both_sides_and_no_padding():
+    model = bidirectional().double()
+    before = tokens(11, 2, 8)
+    after = before.clone()
+    after[:, 5] = after[:, 5] % 10 + 1
+    assert ((model(before) - model(after)).abs().amax(-1) > 1e-6).all()
+    padded = nn.functional.pad(before[:, :6], (0, 2), value=model.PADDING)
+    assert torch.allclose(model(padded)[:, :6], model(before[:, :6]))
+
+
+@pytest.mark.parametrize("make", [causal, bidirectional])
+def test_logits_are_read_off_the_states(make):
+    model = make().double()
+    x = tokens(11, 2, 7)
+    states = model.states(x)
+    assert states.shape == (2, 7, 12)
+    assert torch.equal(states @ model.embed.tokens.weight.T, model(x))
+
+
 def test_asking_for_weights_does_not_change_what_is_computed():
     model = causal().double()
     x = tokens(11, 2, 7)
     block = model.blocks[0]
     embedded = model.embed(x)
-    quick, none, _ = block(embedded, causal=True)
-    slow, weights, _ = block(embedded, causal=True, need_weights=True)
+    mask = torch.ones(7, 7, dtype=torch.bool).triu(1)
+    quick, none, _ = block(embedded, mask=mask)
+    slow, weights, _ = block(embedded, mask=mask, need_weights=True)
     assert none is None
     assert weights is not None
     assert torch.allclose(quick, slow)

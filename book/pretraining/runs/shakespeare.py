@@ -205,7 +205,7 @@ def measure(seed: int) -> dict:
         "test": loss(model, "test"),
         "parameters": sum(p.numel() for p in model.parameters()),
         "speed": speed(seed),
-        **({"checkpoint": store(model, seed)} if seed == SEEDS[0] else {}),
+        **({"checkpoints": {"gpt": store(model, seed)}} if seed == SEEDS[0] else {}),
     }
 
 
