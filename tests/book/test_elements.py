@@ -212,6 +212,54 @@ def test_writing_counts_what_a_cache_saves(elements, prompt, step):
     assert got == {"cached": lengths[-1], "uncached": sum(lengths)}
 
 
+def test_cloze_hides_a_word_until_it_is_guessed_and_counts_each_once(elements):
+    figure = elements.locator('[data-figure="cloze"]')
+    state, text = figure.locator("[aria-live]"), figure.locator(".cloze-text")
+    assert "cat" not in text.text_content()
+    assert text.text_content().startswith("The ") and text.text_content().endswith(
+        " sat, and slept."
+    )
+    assert figure.get_by_role("listitem").count() == 0
+    guess = figure.get_by_role("textbox", name="Your guess")
+    guess.fill(" CAT")
+    guess.press("Enter")
+    assert text.text_content() == "The cat sat, and slept."
+    assert "It was “cat”, your guess is right." in state.text_content()
+    assert "both: number 1; left: number 4." in state.text_content()
+    assert "Right so far, of 1: you 1, both 1, left 0." in state.text_content()
+    assert figure.get_by_role("list", name="left").locator("code").all_text_contents() == [
+        "cat",
+        "dog",
+        "sun",
+    ]
+    guess.fill("dog")
+    guess.press("Enter")  # the same blank again changes no score
+    assert "Right so far, of 1: you 1, both 1, left 0." in state.text_content()
+    slider = figure.get_by_role("slider")
+    slider.focus()
+    elements.keyboard.press("ArrowRight")
+    assert slider.get_attribute("aria-valuetext") == "2 of 2"
+    assert guess.input_value() == ""
+    assert "slept" not in text.text_content()
+    guess.press("Enter")  # who has no idea may just look
+    assert "Right so far, of 2: you 1, both 1, left 0." in state.text_content()
+    figure.get_by_role("combobox").focus()
+    elements.keyboard.press("ArrowDown")
+    assert slider.get_attribute("aria-valuetext") == "1 of 1"
+    assert text.text_content().endswith("!")
+
+
+@pytest.mark.parametrize(
+    ("words", "place", "expected"),
+    [
+        (["A", "b", ",", "c", "."], 0, {"before": "", "after": " b, c."}),
+        (["A", "b", ",", "c", "."], 3, {"before": "A b,", "after": "."}),
+    ],
+)
+def test_cloze_spaces_words_as_print_does(elements, words, place, expected):
+    assert call(elements, "cloze", "around", words, place) == expected
+
+
 def visible_frames(stepper):
     return [f for f in stepper.locator("figure").all() if f.is_visible()]
 
