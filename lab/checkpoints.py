@@ -49,9 +49,7 @@ class Checkpoint:
         ids, found = {token: i for i, token in enumerate(self.vocabulary)}, []
         for place, piece in enumerate(text):
             if piece not in ids:
-                raise ValueError(
-                    f"{self.name} has no token for {piece!r} (place {place} of the text)."
-                )
+                raise ValueError(f"{self.name} has no token for {piece!r} (place {place} of the text).")  # fmt: skip
             found.append(ids[piece])
         return torch.tensor(found, dtype=torch.int64)
 
