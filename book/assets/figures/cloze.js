@@ -47,7 +47,7 @@ export function mount(figure, { models, sentences }) {
   const answers = make("div", "cloze-answers");
   const text = make("p", "course-state");
   text.setAttribute("aria-live", "polite");
-  figure.append(controls, page, form, answers, text);
+  figure.append(controls, page, form, text, answers);
 
   function turn(change) {
     Object.assign(state, change, { shown: false, guess: "" });
