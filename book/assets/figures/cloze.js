@@ -75,7 +75,10 @@ export function mount(figure, { models, sentences }) {
     const gap = make("mark", "", state.shown ? words[at] : "\u00a0".repeat(8));
     if (!state.shown) gap.setAttribute("aria-label", "blank");
     page.replaceChildren(before, before ? " " : "", gap, after);
-    answers.replaceChildren(...(state.shown ? guesses.map((guess, i) => column(models[i], guess, words[at])) : []));
+    // One scale for all models: the longest bar is the largest probability shown.
+    const largest = Math.max(...guesses.flatMap(({ top }) => top.map(([, p]) => p)));
+    const columns = guesses.map((guess, i) => column(models[i], guess, words[at], largest));
+    answers.replaceChildren(...(state.shown ? columns : []));
     text.textContent = state.shown ? told(words[at], guesses) : "Type the word that stood in the gap, and compare.";
   }
 
@@ -91,21 +94,21 @@ export function mount(figure, { models, sentences }) {
     );
   }
 
-  function column(name, { top }, word) {
+  function column(name, { top }, word, largest) {
     const bars = make("div", "token-bars");
     bars.setAttribute("role", "list");
     bars.setAttribute("aria-label", name);
-    bars.append(...top.map(([guess, p]) => row(guess, p, matches(guess, word))));
+    bars.append(...top.map(([guess, p]) => row(guess, p, matches(guess, word), largest)));
     const whole = document.createElement("div");
     whole.append(make("p", "course-title", name), bars);
     return whole;
   }
 
-  function row(name, p, chosen) {
+  function row(name, p, chosen, largest) {
     const item = make("div", chosen ? "chosen" : "");
     item.setAttribute("role", "listitem");
     const bar = document.createElement("i");
-    bar.style.width = `${100 * p}%`;
+    bar.style.width = `${(100 * p) / largest}%`;
     const track = document.createElement("span");
     track.append(bar);
     item.append(make("code", "", name), track, make("b", "", p.toFixed(3)));
