@@ -73,7 +73,7 @@ export function mount(figure, { models, sentences }) {
     place.textContent = `${state.blank + 1} of ${blanks().length}`;
     slider.setAttribute("aria-valuetext", place.textContent);
     const gap = make("mark", "", state.shown ? words[at] : "\u00a0".repeat(8));
-    if (!state.shown) gap.setAttribute("aria-label", "blank");
+    if (!state.shown) gap.append(make("span", "visually-hidden", "blank"));
     page.replaceChildren(before, before ? " " : "", gap, after);
     // One scale for all models: the longest bar is the largest probability shown.
     const largest = Math.max(...guesses.flatMap(({ top }) => top.map(([, p]) => p)));
