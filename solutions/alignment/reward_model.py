@@ -599,7 +599,7 @@ def ranking_loss(
     ### BEGIN SOLUTION
     if len(rewards) != len(ranks):
         raise ValueError(f"{len(rewards)} prompts have rewards, and {len(ranks)} have ranks")
-    if not len(rewards):
+    if not rewards:
         raise ValueError("there is no prompt")
     of_prompts = []
     for reward, rank in zip(rewards, ranks, strict=True):
@@ -608,7 +608,8 @@ def ranking_loss(
         if len(reward) < 2:
             raise ValueError(f"a ranking needs two responses, got {len(reward)}")
         i, j = torch.triu_indices(len(reward), len(reward), offset=1, device=reward.device)
-        first_preferred = (rank[i] < rank[j]).to(reward) + (rank[i] == rank[j]).to(reward) / 2
+        # 1 where the first was preferred, 1/2 for a tie, 0 where the second was.
+        first_preferred = ((rank[j] - rank[i]).sign() + 1).to(reward) / 2
         logits = reward[i] - reward[j]
         of_prompts.append(F.binary_cross_entropy_with_logits(logits, first_preferred))
     return torch.stack(of_prompts).mean()
@@ -924,7 +925,7 @@ def calibration(
     count = torch.bincount(in_bin, minlength=bins)
 
     def mean(values: Tensor) -> Tensor:
-        return torch.bincount(in_bin, weights=values.to(probabilities), minlength=bins) / count
+        return torch.bincount(in_bin, weights=values, minlength=bins) / count
 
     return Calibration(mean(probabilities), mean(first_preferred), count)
     ### END SOLUTION
@@ -1073,6 +1074,17 @@ for number, bins in [(200, 10), (40, 7), (5, 16), (1, 3), (30, 1)]:
         because="Σ count/N · |observed − predicted| over the bins that are not empty.",
     )
     check.equal(probabilities, kept, because="The probabilities were changed in place.")
+low = torch.tensor([0.31, 0.11, 0.33], dtype=torch.float64, device=device)
+check.equal(
+    calibration(low, preferred[:3]).count,
+    [0, 1, 0, 2, 0, 0, 0, 0, 0, 0],
+    because="Without bins given there are 10, and the last ones are there too when they are empty.",
+)
+check.equal(
+    torch.isnan(torch.as_tensor(calibration(low, preferred[:3]).observed)),
+    [True, False, True, False] + [True] * 6,
+    because="An empty bin has NaN, also the last ones.",
+)
 check.close(
     expected_calibration_error(probabilities, preferred),
     theirs.expected_calibration_error(probabilities, preferred, 10),
