@@ -9,7 +9,7 @@ from autograder.misconceptions import Equivalent, Misconception
 READ = "self.head(states[rows, last]).squeeze(-1)"
 PAIRWISE = "-F.logsigmoid(chosen - rejected).mean()"
 PAIR = "F.binary_cross_entropy_with_logits(logits, first_preferred)"
-PREFERRED = "((rank[j] - rank[i]).sign() + 1).to(reward) / 2"
+PREFERRED = "((rank[j] - rank[i]).sign() + 1) / 2"
 ACCURACY = "(chosen > rejected).to(chosen).mean() + (chosen == rejected).to(chosen).mean() / 2"
 COMPARISONS = "return torch.stack(of_prompts).mean()"
 
