@@ -75,9 +75,9 @@ def sequence_log_probs(
     if mask.shape != tokens.shape:
         raise ValueError(f"mask must be {tuple(tokens.shape)}, got {tuple(mask.shape)}")
     counted = mask[:, 1:]
-    targets = tokens[:, 1:].masked_fill(~counted, 0)
+    targets = tokens[:, 1:] * counted  # what is not counted need not be an id
     log_probs = logits[:, :-1].log_softmax(dim=-1)
-    of_tokens = log_probs.gather(-1, targets[..., None]).squeeze(-1)  # (batch length-1)
+    of_tokens = log_probs.take_along_dim(targets[..., None], dim=-1).squeeze(-1)  # (batch length-1)
     return of_tokens.masked_fill(~counted, 0.0).sum(dim=1)
     ### END SOLUTION
 
@@ -405,7 +405,7 @@ def dpo_loss(
     """
     ### BEGIN SOLUTION
     four = (policy_chosen, policy_rejected, reference_chosen, reference_rejected)
-    if len({tuple(x.shape) for x in four}) > 1:
+    if len({x.shape for x in four}) > 1:
         raise ValueError(f"all four must have one shape, got {[tuple(x.shape) for x in four]}")
     if policy_chosen.numel() == 0:
         raise ValueError("there is no comparison")

@@ -31,7 +31,10 @@ MISCONCEPTIONS = [
         part="log_probs",
         says="Your mask is one place off: it is read at the position that predicts. It is shifted with the tokens, "
         "mask[:, 1:].",
-        wrong={"counted = mask[:, 1:]": "counted = mask[:, :-1]"},
+        wrong={
+            "counted = mask[:, 1:]": "counted = mask[:, :-1]",
+            "tokens[:, 1:] * counted": "tokens[:, 1:].clamp(0, logits.shape[-1] - 1)",
+        },
     ),
     Misconception(
         name="mean_over_tokens",
@@ -46,9 +49,7 @@ MISCONCEPTIONS = [
         says="Your sum counts every token, the prompt and the padding too. Only the response's tokens count, as the "
         "mask says.",
         wrong={
-            "targets = tokens[:, 1:].masked_fill(~counted, 0)": (
-                "targets = tokens[:, 1:].clamp(0, logits.shape[-1] - 1)"
-            ),
+            "tokens[:, 1:] * counted": "tokens[:, 1:].clamp(0, logits.shape[-1] - 1)",
             SUM: ".sum(dim=1)",
         },
     ),
@@ -283,6 +284,12 @@ MISCONCEPTIONS = [
 ONE_DEVICE = "On the CPU there is one device. On a GPU the tests notice it."
 
 EQUIVALENT = [
+    Equivalent(
+        part="optimum",
+        before="log_ratio = (log_probs - reference_log_probs).masked_fill(said == 0, 0.0)",
+        after="log_ratio = (log_probs - reference_log_probs).masked_fill(said == 0, 1.0)",
+        because="It is multiplied by the probability, which is 0 there.",
+    ),
     Equivalent(
         part="bandit",
         before="i, j = torch.triu_indices(len(rewards), len(rewards), offset=1, device=rewards.device)",
