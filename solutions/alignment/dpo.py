@@ -557,7 +557,7 @@ for size in (200.0, 1e4):
 # by how much on average. Equal rewards count one half, as in the exercise on the reward model: before the first step
 # all are 0, and the accuracy is that of a coin.
 #
-# Look at the two rewards apart, too. The loss asks for a difference alone, and it is common that *both* fall: the
+# Look at the two rewards apart, too. The loss asks for a difference alone, and *both* may fall (Pal et al. 2024): the
 # chosen response becomes less probable, and the rejected one more so.
 
 

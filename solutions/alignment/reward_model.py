@@ -568,7 +568,7 @@ for dtype in (torch.float32, torch.float64):
 # a single pass. And it is cheaper: the model reads each response once for all the pairs it is in.
 #
 # **Ties.** Labelers may call two responses equally good. Eq. 1 does not say what becomes of them. We follow Christiano
-# et al. (2017, §2.2.3): a tie is half a preference each way,
+# et al. (2017, §2.2): a tie is half a preference each way,
 #
 # $$-\tfrac12 \log\sigma(d) - \tfrac12 \log \sigma(-d),$$
 #
