@@ -756,3 +756,180 @@ for n in (0, 1):
 # and why does nothing hold the policy near its beginning? In the first case, where does the derivation break, and
 # what becomes of long responses? Then: in the derivation $Z$ cancels because both responses have the same prompt.
 # What would go wrong with pairs whose two responses answer *different* prompts? (5 to 9 sentences.)
+
+# %% [markdown]
+# ## Experiment: what the loss finds, and when it runs away
+#
+# Six responses, a reference that likes some of them more than others, and rewards. Your `expected_dpo_loss` is what
+# endlessly many comparisons would give. Descend it from the reference, for three $\beta$, and see whether the policy
+# arrives at your `optimal_log_probs`. Nothing is sampled: it takes seconds, and no GPU would be faster.
+#
+# Before you run it: with which $\beta$ does the policy end farthest from the reference?
+
+# %% experiment=true
+import matplotlib.pyplot as plt
+
+from lab import figures, training
+
+BETAS, STEPS = (0.3, 1.0, 3.0), 2000
+RESPONSES, SEED = 6, 0
+
+rng = lab.generator(f"bandit {SEED}")
+base = torch.randn(RESPONSES, generator=rng).double().log_softmax(-1).to(device)
+rewards = torch.randn(RESPONSES, generator=rng).double().to(device)
+
+
+class Bandit(torch.nn.Module):
+    """A policy over the responses to one prompt: one logit each, at first those of the reference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = torch.nn.Parameter(base.clone())
+
+    def log_probs(self) -> Tensor:
+        return self.logits.log_softmax(-1)
+
+
+def kl(log_p: Tensor, log_q: Tensor) -> float:
+    """KL(p ‖ q) in nats."""
+    return (log_p.exp() * (log_p - log_q)).sum().item()
+
+
+def descend(beta: float, loss_fn, seen, label: str) -> list:
+    """Trains a policy from the reference; returns what ``seen`` says of it before each step."""
+    notes = []
+
+    def noted_loss(policy: Bandit, _: None) -> Tensor:
+        log_probs = policy.log_probs()
+        notes.append(seen(log_probs.detach()))
+        return loss_fn(log_probs, beta)
+
+    training.train(
+        Bandit().to(device),
+        lambda _: None,  # the loss is exact: there is no batch to draw
+        noted_loss,
+        STEPS,
+        lr=0.05,
+        schedule=lambda step: 1.0,
+        betas=(0.9, 0.999),
+        label=label,
+    )
+    return notes
+
+
+optima = {beta: optimal_log_probs(base, rewards, beta) for beta in BETAS}
+paths = {
+    beta: descend(
+        beta,
+        lambda log_probs, beta: expected_dpo_loss(log_probs, base, rewards, beta),
+        lambda log_probs: log_probs,
+        f"β = {beta}",
+    )
+    for beta in BETAS
+}
+gaps = {beta: [kl(p, optima[beta]) for p in paths[beta]] for beta in BETAS}
+
+figures.use_style()
+fig, axes = plt.subplots(1, 4, figsize=(10.5, 3.2), width_ratios=[1, 1, 1, 1.4])
+places = torch.arange(RESPONSES)
+for ax, beta in zip(axes[:3], BETAS, strict=True):
+    ax.bar(places, paths[beta][-1].exp().cpu(), color="C0", label="policy, descended")
+    ax.plot(places, optima[beta].exp().cpu(), "o", color="C1", label="optimum, by formula")
+    ax.plot(places, base.exp().cpu(), "_", color="grey", markersize=14, label="reference")
+    ax.set(title=f"β = {beta}", xlabel="response", ylim=(0, 1), xticks=places)
+axes[0].set_ylabel("probability")
+fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
+for beta, style in zip(BETAS, ("-", "--", ":"), strict=True):
+    axes[3].semilogy([max(gap, 1e-12) for gap in gaps[beta]], style, label=f"β = {beta}")
+axes[3].set(xlabel="step", ylabel="nats", title="KL(policy ‖ optimum)")
+axes[3].legend(fontsize=9)
+figures.show(
+    fig,
+    alt="The policy after descending the expected loss, beside the optimum by formula. "
+    + " ".join(
+        f"β = {beta}: the largest difference of a probability is "
+        f"{(paths[beta][-1].exp() - optima[beta].exp()).abs().max():.1e}, the KL divergence from the optimum fell from "
+        f"{gaps[beta][0]:.2g} to {max(gaps[beta][-1], 0):.1e} nats, and the policy is "
+        f"{kl(paths[beta][-1], base):.2f} nats from the reference."
+        for beta in BETAS
+    ),
+)
+
+# %% [markdown]
+# The bars reach the points. Supervised learning on choices found the optimum of a reinforcement learning problem.
+#
+# What held the policy near the reference? That people disagree. Every pair was decided now one way and now the other,
+# and it takes finite rewards to predict that. Now take the same bandit with a handful of comparisons, each made once,
+# between responses that differ. Nobody contradicts: the data say that what was chosen is chosen with certainty, and no
+# finite difference of rewards is large enough for that. A smaller loss is always to be had farther away. $\beta$ scales
+# how fast the policy goes there, and does not stop it.
+#
+# The dotted line is for responses that no comparison mentions. Before you run it: will they rise, fall or stay?
+
+# %% experiment=true
+order = rewards.argsort(descending=True)
+# Two comparisons without contradiction. The best and the worst response occur in none.
+chosen, rejected = order[[1, 2]], order[[3, 4]]
+apart = order[[0, 5]]
+
+
+def loss_of_few(log_probs: Tensor, beta: float) -> Tensor:
+    """Your loss on the comparisons there are."""
+    return dpo_loss(log_probs[chosen], log_probs[rejected], base[chosen], base[rejected], beta)
+
+
+def seen(log_probs: Tensor) -> tuple[float, ...]:
+    """Mean log-probability of chosen, rejected and unmentioned responses, and the distance from the reference."""
+    groups = (log_probs[some].mean().item() for some in (chosen, rejected, apart))
+    return *groups, kl(log_probs, base)
+
+
+few = {beta: descend(beta, loss_of_few, seen, f"few, β = {beta}") for beta in BETAS}
+middle = BETAS[1]
+fig, (ax_log, ax_kl) = plt.subplots(1, 2, figsize=(9, 3.6))
+names = ("chosen", "rejected", "in no comparison")
+for name, values, style in zip(
+    names, zip(*few[middle], strict=True), ("-", "--", ":"), strict=False
+):
+    ax_log.plot(values, style, label=name)
+ax_log.set(
+    xlabel="step", ylabel="mean log-probability, nats", title=f"few comparisons, β = {middle}"
+)
+ax_log.legend(fontsize=9)
+for i, beta in enumerate(BETAS):
+    ax_kl.plot([note[3] for note in few[beta]], color=f"C{i}", label=f"few, β = {beta}")
+    ax_kl.plot(
+        [kl(p, base) for p in paths[beta]], "--", color=f"C{i}", label=f"endless, β = {beta}"
+    )
+ax_kl.set(xlabel="step", ylabel="nats", title="KL(policy ‖ reference)")
+ax_kl.set_ylim(0, 1.5 * ax_kl.get_ylim()[1])  # room for the legend
+ax_kl.legend(fontsize=8, ncols=2, loc="upper right")
+start, end = few[middle][0], few[middle][-1]
+figures.show(
+    fig,
+    alt=f"Two comparisons, β = {middle}: mean log-probabilities over {STEPS} steps go from "
+    + ", ".join(f"{a:.2f} to {b:.2f} ({n})" for n, a, b in zip(names, start, end[:3], strict=False))
+    + ". The KL divergence from the reference, with the few comparisons and with endlessly many: "
+    + "; ".join(
+        f"{few[beta][-1][3]:.2f} and {kl(paths[beta][-1], base):.2f} nats at β = {beta}"
+        for beta in BETAS
+    )
+    + ". At the middle of the run it was "
+    + "; ".join(
+        f"{few[beta][STEPS // 2][3]:.2f} and {kl(paths[beta][STEPS // 2], base):.2f}"
+        for beta in BETAS
+    )
+    + ".",
+)
+
+# %% [markdown]
+# On the right, the dashed lines stay where their $\beta$ puts them, and the solid ones climb towards one height,
+# whatever $\beta$ is: that at which the chosen responses have all the probability. A small world ends there. The
+# log-probability of the rejected responses does not end; it goes on falling, ever more slowly, though the comparisons
+# have long been predicted. And the responses that nobody was asked about fall with them, the best one included: the
+# loss never mentions them, but the probability that the chosen ones gain has to come from somewhere. What stops this in
+# practice is not the loss: few epochs, a small learning rate, many comparisons, or another loss (Azar et al. 2023
+# start from this very failure).
+#
+# This is a table of six numbers. A language model shares its parameters among all responses, and where the probability
+# goes is then another question.
