@@ -609,7 +609,7 @@ def ranking_loss(
             raise ValueError(f"a ranking needs two responses, got {len(reward)}")
         i, j = torch.triu_indices(len(reward), len(reward), offset=1, device=reward.device)
         # 1 where the first was preferred, 1/2 for a tie, 0 where the second was.
-        first_preferred = ((rank[j] - rank[i]).sign() + 1) / 2
+        first_preferred = (((rank[j] - rank[i]).sign() + 1) / 2).to(reward)
         logits = reward[i] - reward[j]
         of_prompts.append(F.binary_cross_entropy_with_logits(logits, first_preferred))
     return torch.stack(of_prompts).mean()
