@@ -839,6 +839,7 @@ for ax, beta in zip(axes[:3], BETAS, strict=True):
     ax.set(title=f"β = {beta}", xlabel="response", ylim=(0, 1), xticks=places)
 axes[0].set_ylabel("probability")
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
+# Below 1e-12 nats there is only rounding, which may be negative.
 for beta, style in zip(BETAS, ("-", "--", ":"), strict=True):
     axes[3].semilogy([max(gap, 1e-12) for gap in gaps[beta]], style, label=f"β = {beta}")
 axes[3].set(xlabel="step", ylabel="nats", title="KL(policy ‖ optimum)")
