@@ -609,9 +609,10 @@ def ranking_loss(
             raise ValueError(f"a ranking needs two responses, got {len(reward)}")
         i, j = torch.triu_indices(len(reward), len(reward), offset=1, device=reward.device)
         # 1 where the first was preferred, 1/2 for a tie, 0 where the second was.
-        first_preferred = (((rank[j] - rank[i]).sign() + 1) / 2).to(reward)
+        first_preferred = ((rank[j] - rank[i]).sign() + 1) / 2
         logits = reward[i] - reward[j]
-        of_prompts.append(F.binary_cross_entropy_with_logits(logits, first_preferred))
+        first, second = F.logsigmoid(logits), F.logsigmoid(-logits)
+        of_prompts.append(-(first_preferred * first + (1 - first_preferred) * second).mean())
     return torch.stack(of_prompts).mean()
     ### END SOLUTION
 

@@ -8,7 +8,7 @@ from autograder.misconceptions import Equivalent, Misconception
 
 READ = "self.head(states[rows, last]).squeeze(-1)"
 PAIRWISE = "-F.logsigmoid(chosen - rejected).mean()"
-PAIR = "F.binary_cross_entropy_with_logits(logits, first_preferred)"
+PAIR = "-(first_preferred * first + (1 - first_preferred) * second).mean()"
 PREFERRED = "((rank[j] - rank[i]).sign() + 1) / 2"
 ACCURACY = "(chosen > rejected).to(chosen).mean() + (chosen == rejected).to(chosen).mean() / 2"
 COMPARISONS = "return torch.stack(of_prompts).mean()"
@@ -188,7 +188,7 @@ MISCONCEPTIONS = [
         says="Your loss is one mean over the pairs of all prompts: a prompt with nine responses weighs six times as "
         "much as one with four. Take the mean of each prompt first, then the mean over prompts.",
         wrong={
-            PAIR: PAIR[:-1] + ', reduction="none")',
+            PAIR: PAIR.removesuffix(".mean()"),
             COMPARISONS: "return torch.cat(of_prompts).mean()",
         },
     ),
@@ -197,7 +197,7 @@ MISCONCEPTIONS = [
         part="ranking",
         says="Your loss of a prompt is a sum over its pairs, without 1/C(K, 2): prompts with more responses weigh "
         "more.",
-        wrong={PAIR: PAIR[:-1] + ', reduction="sum")'},
+        wrong={PAIR: PAIR.replace("mean", "sum")},
     ),
     Misconception(
         name="divided_by_ordered_pairs",
