@@ -57,7 +57,7 @@ _build/class.done: _build/exercises.done $(GRADER)
 
 test: $(ENVIRONMENT) lint exercises book class
 	@$(BIN)/autograder build --check
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
 
 lint: $(ENVIRONMENT)
 	@$(BIN)/ruff format --check --quiet . || { echo "run: .venv/bin/ruff format ."; exit 1; }

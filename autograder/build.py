@@ -20,13 +20,11 @@ from traitlets.config import Config, PyFileConfigLoader
 from autograder.notebooks import source_notebook, written
 from autograder.source import ROOT, exercise_paths, read_exercise
 
-__all__ = ["build", "course_config", "register", "stale", "write_sources"]
+__all__ = ["build", "course_config", "register", "stale"]
 
 SOURCES = ROOT / "_build" / "source"
 RELEASED = ROOT / "exercises"
 MINE = "-mine-"  # in the name of a notebook that was moved aside
-# Two commands in one checkout write the same scratch folders: the second waits for the first.
-BUILDING = FileLock(ROOT / "_build" / ".building")
 
 
 def build(release: Path = RELEASED) -> list[Path]:
@@ -35,23 +33,66 @@ def build(release: Path = RELEASED) -> list[Path]:
     Raises:
         SourceError: an exercise breaks a rule. Nothing has been written to ``release`` then.
     """
-    scratch = ROOT / "_build" / "release"
     with _alone():
-        eras = write_sources()
-        shutil.rmtree(scratch, ignore_errors=True)
-        for era in eras:
-            config = course_config(release_directory=scratch, assignment_id=era)
-            config.SaveCells.enabled = False
-            _generate(config, no_database=True)
-        return _mirror(scratch, release)
+        return _build(release)
 
 
 def stale() -> list[str]:
     """What ``exercises/`` has that a build would not give, or lacks, or has otherwise."""
     fresh = ROOT / "_build" / "fresh"
     with _alone():
-        build(release=fresh)
+        _build(fresh)
         return _differing(fresh)
+
+
+def register(db_url: str) -> list[str]:
+    """Makes a gradebook know the exercises as they are now; returns the eras.
+
+    nbgrader keeps the cells and points of an assignment in the gradebook; ``generate_assignment`` puts them there.
+    """
+    with _alone():
+        eras = _write_sources()
+        for era in eras:
+            registered = ROOT / "_build" / "registered"
+            config = course_config(release_directory=registered, assignment_id=era)
+            config.CourseDirectory.db_url = db_url
+            _generate(config, no_database=False)
+        return eras
+
+
+def course_config(**course: object) -> Config:
+    """The course's nbgrader configuration, with some traits of its ``CourseDirectory`` set otherwise."""
+    config = PyFileConfigLoader("nbgrader_config.py", path=str(ROOT)).load_config()
+    for name, value in course.items():
+        config.CourseDirectory[name] = str(value) if isinstance(value, Path) else value
+    return config
+
+
+def quiet_log(name: str) -> logging.Logger:
+    """nbgrader reports every file it copies; only what needs somebody's attention is passed on."""
+    log = logging.getLogger(f"course.{name}")
+    log.setLevel(logging.ERROR)
+    return log
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Two commands in one checkout write the same scratch folders: the second waits here for the first."""
+    (ROOT / "_build").mkdir(exist_ok=True)
+    # A new lock each time: one that was made before a fork is of no use after it.
+    with FileLock(ROOT / "_build" / ".building"):
+        yield
+
+
+def _build(release: Path) -> list[Path]:
+    scratch = ROOT / "_build" / "release"
+    eras = _write_sources()
+    shutil.rmtree(scratch, ignore_errors=True)
+    for era in eras:
+        config = course_config(release_directory=scratch, assignment_id=era)
+        config.SaveCells.enabled = False
+        _generate(config, no_database=True)
+    return _mirror(scratch, release)
 
 
 def _differing(fresh: Path) -> list[str]:
@@ -70,57 +111,19 @@ def _differing(fresh: Path) -> list[str]:
     )
 
 
-def write_sources() -> list[str]:
+def _write_sources() -> list[str]:
     """Writes the nbgrader source notebooks of all exercises; returns the eras.
 
     Raises:
         SourceError: an exercise breaks a rule. Nothing has been written then.
     """
     notebooks = {path: written(source_notebook(read_exercise(path))) for path in exercise_paths()}
-    with _alone():
-        shutil.rmtree(SOURCES, ignore_errors=True)
-        for path, text in notebooks.items():
-            target = SOURCES / path.parent.name / f"{path.stem}.ipynb"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8")
+    shutil.rmtree(SOURCES, ignore_errors=True)
+    for path, text in notebooks.items():
+        target = SOURCES / path.parent.name / f"{path.stem}.ipynb"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
     return sorted({path.parent.name for path in notebooks})
-
-
-def register(db_url: str) -> list[str]:
-    """Makes a gradebook know the exercises as they are now; returns the eras.
-
-    nbgrader keeps the cells and points of an assignment in the gradebook; ``generate_assignment`` puts them there.
-    """
-    with _alone():
-        eras = write_sources()
-        for era in eras:
-            registered = ROOT / "_build" / "registered"
-            config = course_config(release_directory=registered, assignment_id=era)
-            config.CourseDirectory.db_url = db_url
-            _generate(config, no_database=False)
-        return eras
-
-
-def course_config(**course: object) -> Config:
-    """The course's nbgrader configuration, with some traits of its ``CourseDirectory`` set otherwise."""
-    config = PyFileConfigLoader("nbgrader_config.py", path=str(ROOT)).load_config()
-    for name, value in course.items():
-        config.CourseDirectory[name] = str(value) if isinstance(value, Path) else value
-    return config
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    (ROOT / "_build").mkdir(exist_ok=True)
-    with BUILDING:  # which a process may enter again while it holds it
-        yield
-
-
-def quiet_log(name: str) -> logging.Logger:
-    """nbgrader reports every file it copies; only what needs somebody's attention is passed on."""
-    log = logging.getLogger(f"course.{name}")
-    log.setLevel(logging.ERROR)
-    return log
 
 
 def _generate(config: Config, *, no_database: bool) -> None:

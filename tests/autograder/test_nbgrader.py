@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from autograder.classes import scores
+from autograder.notebooks import source_notebook, written
 from autograder.sample_class.make import answered, right
 from autograder.source import ROOT, exercise_paths, read_exercise
 
@@ -31,16 +32,18 @@ def nbgrader(*arguments, config):
 
 @pytest.fixture(scope="module")
 def course(tmp_path_factory):
-    """A course folder whose one student, Ada, has answered everything."""
+    """A course folder with its sources, whose one student, Ada, has answered everything."""
     folder = tmp_path_factory.mktemp("course")
     for exercise in EXERCISES:
         released = json.loads(
             (ROOT / "exercises" / exercise.era / f"{exercise.name}.ipynb").read_text()
         )
-        place = folder / "submitted" / "ada" / exercise.era
-        place.mkdir(parents=True, exist_ok=True)
-        notebook = answered(exercise, released, right(exercise))
-        (place / f"{exercise.name}.ipynb").write_text(json.dumps(notebook))
+        solved = json.dumps(answered(exercise, released, right(exercise)))
+        source = written(source_notebook(exercise))
+        for place, text in (("submitted/ada", solved), ("source", source)):
+            path = folder / place / exercise.era / f"{exercise.name}.ipynb"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
     return folder
 
 
@@ -53,7 +56,7 @@ def configured(course, name, stock):
         f"{str(ROOT / 'nbgrader_config.py')!r}}})",
         "del c.Autograde, c.GenerateFeedback" if stock else "",
         f"c.CourseDirectory.root = {str(path.parent)!r}",
-        f"c.CourseDirectory.source_directory = {str(ROOT / '_build' / 'source')!r}",
+        f"c.CourseDirectory.source_directory = {str(course / 'source')!r}",
         f"c.CourseDirectory.submitted_directory = {str(course / 'submitted')!r}",
         "c.CourseDirectory.release_directory = 'release'",
         # The reference draws and computes more slowly in a cold kernel on a busy machine.
