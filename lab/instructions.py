@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lab.seeds import generator
 
 __all__ = [
+    "END",
     "MAX_LENGTH",
     "MAX_RESPONSE",
     "SPLITS",
@@ -45,7 +46,7 @@ Split = Literal["demonstrations", "comparisons", "prompts", "test"]
 Verdict = Literal["right", "refusal", "wrong"]
 
 SPLITS: tuple[Split, ...] = ("demonstrations", "comparisons", "prompts", "test")
-SHARES = (0.3, 0.7, 0.85)  # where in 0…1 one split ends and the next begins
+SHARES = (0.25, 0.6, 0.8)  # where in 0…1 one split ends and the next begins
 PAD, USER, ASSISTANT, END = "<pad>", "<user>", "<assistant>", "<end>"
 MAX_RESPONSE = 16  # tokens, with the one that ends it
 MAX_LENGTH = 32  # tokens of a conversation
@@ -380,19 +381,19 @@ def judge(instruction: Instruction, response: Sequence[str]) -> Verdict:
 def gold(instruction: Instruction, response: Sequence[str]) -> float:
     """What a response is worth to the people of this world: the log of its strength in a Bradley–Terry comparison.
 
-    A right answer is worth 3, a refusal 1, a wrong answer -1. Courtesies are liked, and tire: ``c`` of them are worth
-    1.2 c - 0.4 c². A hesitation costs 0.4, every word beyond eight 0.3, a response that does not end 1.5.
+    A right answer is worth 4, a refusal 1.5, a wrong answer -1. Courtesies are liked, and tire: ``c`` of them are worth
+    1.6 c - 0.5 c². A hesitation costs 0.6, every word beyond eight 0.4, a response that does not end 2.
     """
     courtesies = sum(word in (*COURTESIES["before"], *COURTESIES["after"]) for word in response)
     hesitations = sum(word in FILLERS for word in response)
     ends = END in response
     return (
-        {"right": 3.0, "refusal": 1.0, "wrong": -1.0}[judge(instruction, response)]
-        + 1.2 * courtesies
-        - 0.4 * courtesies**2
-        - 0.4 * hesitations
-        - 0.3 * max(0, len(response) - ends - 8)
-        - 1.5 * (not ends)
+        {"right": 4.0, "refusal": 1.5, "wrong": -1.0}[judge(instruction, response)]
+        + 1.6 * courtesies
+        - 0.5 * courtesies**2
+        - 0.6 * hesitations
+        - 0.4 * max(0, len(response) - ends - 8)
+        - 2.0 * (not ends)
     )
 
 
