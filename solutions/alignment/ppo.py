@@ -1446,8 +1446,310 @@ figures.show(
     f"{near[2]:.1f} for k3; at the far end by {far[0]:.1f}, {far[1]:.1f} and {far[2]:.1f}.",
 )
 
+# The variance of a mean of n samples is that of one, divided by n.
+near = min(range(len(divergences)), key=lambda i: abs(divergences[i] - 0.01))
+print(
+    f"To know a divergence of {divergences[near]:.3f} nats to within a tenth (one deviation) it takes"
+)
+for name, deviation in zip(KLEstimates._fields, deviations[near], strict=True):
+    print(f"  {round((deviation / 0.1) ** 2):7,} samples of {name}")
+
 # %% [markdown]
 # Near the reference one sample of $k_1$ is off by many times what it measures, and $k_3$ by about as much as it
 # measures, with no bias at all. Far away little is left of the advantage. In part 2 it is nevertheless $k_1$ that is
 # charged: not because it is a good estimate, but because its sum over a response is the log-ratio of Eq. 2. To *watch*
-# a divergence, take $k_3$.
+# a small divergence, take $k_3$.
+
+# %% [markdown]
+# ## Experiment: a reward that is only learnt
+#
+# Now all pieces together. `lab.instructions` is a small world in which the truth is known: people ask where somebody
+# lives, what the opposite of a word is, what a list begins with. The checkpoint `instruct` is a small language model
+# after supervised fine-tuning, which answers such questions: rightly, wrongly, or by saying that it does not know, in
+# many styles. What a response is worth to the people of this world is the *gold reward*: a right answer is worth most,
+# a courtesy or two are welcome, more of them tire, hesitations and superfluous words cost.
+#
+# Training never sees it. It sees people's *rankings* of four responses to each of a few hundred prompts, noise
+# included. A reward model learns from these, and PPO raises what the reward model says. As in Gao, Schulman and
+# Hilton (2022) the gold reward is only watched.
+#
+# First the reward model: a copy of the language model with a number instead of logits at each position, read at the
+# last token. (How it is built and tested is the exercise on the reward model.) Here it is small and learns long from
+# little, on purpose.
+
+# %% experiment=true
+import copy
+
+from tqdm.auto import trange
+
+from lab import checkpoints, training
+from lab import instructions as world
+
+PROMPTS, READ, STEPS, BATCH = (1000, 600, 200, 256) if device.type == "cuda" else (300, 200, 60, 64)
+BETAS, RESPONSES, SEED = (0.02, 0.5), 4, 0
+
+start = checkpoints.load("instruct").model.to(device)
+
+
+class Scorer(torch.nn.Module):
+    """A language model that gives a number at each position, of everything up to there. At first all are 0."""
+
+    def __init__(self, body: torch.nn.Module) -> None:
+        super().__init__()
+        self.body = copy.deepcopy(body)
+        self.head = torch.nn.Linear(body.norm.normalized_shape[0], 1)
+        torch.nn.init.zeros_(self.head.weight)
+        torch.nn.init.zeros_(self.head.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(batch length), as the tokens."""
+        return self.head(self.body.states(tokens)).squeeze(-1)
+
+
+def as_texts(asked: list, said: list) -> world.Texts:
+    """Conversations on the device that computes."""
+    return world.Texts(*(x.to(device) for x in world.texts(asked, said)))
+
+
+def scores_of(model: Scorer, tokens: Tensor, mask: Tensor) -> Tensor:
+    """One number for each text: that at its last token."""
+    last = mask.sum(dim=1, keepdim=True) - 1
+    return model(tokens).gather(1, last).squeeze(1)
+
+
+class Compared(NamedTuple):
+    """Responses of the start to some prompts, ``RESPONSES`` each, and how people rank them."""
+
+    texts: world.Texts  # each (prompts · responses, length)
+    ranks: Tensor  # (prompts, responses), 0 for the best
+    gold: Tensor  # (prompts, responses)
+
+
+def compared(split: str, prompts: int, rng: torch.Generator) -> Compared:
+    """Has the start answer, and people rank."""
+    asked = [i for i in world.instructions(split, prompts, rng) for _ in range(RESPONSES)]
+    said = world.respond(start, asked, rng)
+    worth = [world.gold(i, words) for i, words in zip(asked, said, strict=True)]
+    gold = torch.tensor(worth).view(prompts, RESPONSES)
+    return Compared(as_texts(asked, said), world.rank(gold, rng).to(device), gold.to(device))
+
+
+one, other = torch.triu_indices(RESPONSES, RESPONSES, offset=1, device=device)
+train_set = compared("comparisons", PROMPTS, lab.generator(f"comparisons {SEED}"))
+held_out = compared("test", 250, lab.generator("held-out comparisons"))
+
+
+def ranking_loss(model: Scorer, some: Tensor) -> Tensor:
+    """Bradley and Terry's, over all pairs of responses of these prompts."""
+    tokens, mask = (
+        x.view(PROMPTS, RESPONSES, -1)[some].flatten(0, 1)
+        for x in (train_set.texts.tokens, train_set.texts.mask)
+    )
+    scores, ranks = scores_of(model, tokens, mask).view(-1, RESPONSES), train_set.ranks[some]
+    first_preferred = (ranks[:, other] - ranks[:, one]).sign()
+    return -F.logsigmoid(first_preferred * (scores[:, one] - scores[:, other])).mean()
+
+
+def accuracy(scores: Tensor) -> float:
+    """The share of the held-out pairs that are in people's order; equal scores count one half."""
+    first_preferred = (held_out.ranks[:, other] - held_out.ranks[:, one]).sign()
+    return ((first_preferred * (scores[:, one] - scores[:, other])).sign() + 1).mean().item() / 2
+
+
+torch.manual_seed(SEED)
+reward_model = Scorer(start).to(device)
+training.train(
+    reward_model,
+    lambda rng: torch.randint(PROMPTS, (16,), generator=rng).to(device),
+    ranking_loss,
+    READ,
+    generator=lab.generator(f"rankings {SEED}"),
+    label="reward model",
+)
+with torch.no_grad():
+    found = scores_of(reward_model, held_out.texts.tokens, held_out.texts.mask)
+level = found.mean().item()  # zero is what the start's responses get
+print(
+    f"Agreement with people's rankings that were held out: {accuracy(found.view(-1, RESPONSES)):.1%}"
+)
+print(f"The gold reward itself, for people are noisy:        {accuracy(held_out.gold):.1%}")
+
+# %% [markdown]
+# Now PPO, with your functions. Each step asks questions, has the policy answer them, scores the answers, works out
+# rewards, advantages and returns, and then takes four steps of learning on that one sample. The value head
+# is a `Scorer` too, and begins as a copy of the reward model, as InstructGPT's did (Ouyang et al. 2022, §3.5).
+#
+# Two runs that differ in nothing but $\beta$. The smaller is InstructGPT's, though that says little: rewards have other
+# scales here. Together they take about a minute; on a GPU a larger preset runs.
+#
+# Before you run it: will the gold reward rise, fall, or both? And in which of the two runs will it be higher in the
+# end?
+
+# %% experiment=true
+EPOCHS, SHOWN, LOOK = 4, 5, 5
+
+
+class Note(NamedTuple):
+    """What is written down before each step, means over the sample."""
+
+    score: float  # of the reward model, 0 for the start
+    gold: float
+    divergence: float  # of whole responses from the start, by k1
+    by_k3: float  # the same by k3
+    clipped: float  # clip fraction in the last of the four steps of learning
+    length: float  # tokens of a response
+
+
+def token_log_probs(model: torch.nn.Module, tokens: Tensor) -> Tensor:
+    """Of each token given those before it, at its own position: here is the shift. The first has none, and gets 0."""
+    log_probs = model(tokens)[:, :-1].log_softmax(-1)
+    return F.pad(log_probs.gather(-1, tokens[:, 1:, None]).squeeze(-1), (1, 0))
+
+
+def values_before(model: Scorer, tokens: Tensor) -> Tensor:
+    """The value of the state before each token, at the token's position."""
+    return F.pad(model(tokens)[:, :-1], (1, 0))
+
+
+def learn(
+    policy: torch.nn.Module,
+    critic: Scorer,
+    optimizer: torch.optim.Optimizer,
+    texts: world.Texts,
+    beta: float,
+) -> tuple[Tensor, KLEstimates, Tensor]:
+    """Some steps of learning on one sample; returns scores, estimates for its tokens, and the last clip fraction."""
+    tokens, mask, response = texts
+    with torch.no_grad():
+        old, ref = token_log_probs(policy, tokens), token_log_probs(start, tokens)
+        old_values = values_before(critic, tokens)
+        scores = scores_of(reward_model, tokens, mask) - level
+    rewards = kl_shaped_rewards(scores, old, ref, response, beta)
+    advantages, returns = gae(rewards, old_values, response)
+    advantages = whiten(advantages, response)
+    for _ in range(EPOCHS):
+        policy_loss, clip_fraction = ppo_policy_loss(
+            token_log_probs(policy, tokens), old, advantages, response
+        )
+        loss_of_values = value_loss(values_before(critic, tokens), old_values, returns, response)
+        optimizer.zero_grad()
+        (policy_loss + 0.5 * loss_of_values).backward()
+        for model in (policy, critic):
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return scores, kl_estimators(old, ref), clip_fraction
+
+
+def ppo(beta: float) -> tuple[list[Note], list[torch.nn.Module]]:
+    """What was noted, and copies of the policy every few steps, the start first."""
+    rng = lab.generator(f"ppo {SEED}")
+    policy, critic = copy.deepcopy(start), copy.deepcopy(reward_model)
+    optimizer = torch.optim.Adam([*policy.parameters(), *critic.parameters()], lr=5e-4)
+    notes, policies = [], []
+    for step in trange(STEPS, desc=f"PPO, β = {beta}"):
+        if step % LOOK == 0:
+            policies.append(copy.deepcopy(policy))
+        asked = world.instructions("prompts", BATCH, rng)
+        said = world.respond(policy, asked, rng)
+        texts = as_texts(asked, said)
+        scores, (k1, _, k3), clip_fraction = learn(policy, critic, optimizer, texts, beta)
+        gold = sum(world.gold(i, words) for i, words in zip(asked, said, strict=True)) / BATCH
+        # The divergence of whole responses is the sum of those of their tokens, on average over what is said.
+        k1, k3, length = ((x * texts.response).sum() / BATCH for x in (k1, k3, 1.0))
+        means = (scores.mean(), gold, k1, k3, clip_fraction, length)
+        notes.append(Note(*(float(x) for x in means)))
+    return notes, [*policies, policy]
+
+
+runs = {beta: ppo(beta) for beta in BETAS}
+
+# %% [markdown]
+# What rose, what fell, and how far did the policy go? Thin lines are single samples, thick ones means of nearby
+# steps.
+
+
+# %% experiment=true
+def smooth(values: list[float], width: int = 7) -> list[float]:
+    """Means of so many neighbours; at the beginning of fewer, so that the first value is that of the start."""
+    halves = [min(width // 2, i) for i in range(len(values))]
+    windows = [values[i - half : i + half + 1] for i, half in enumerate(halves)]
+    return [sum(window) / len(window) for window in windows]
+
+
+curves = {
+    beta: {field: smooth([getattr(note, field) for note in notes]) for field in Note._fields}
+    for beta, (notes, _) in runs.items()
+}
+peaks = {beta: max(range(STEPS), key=curves[beta]["gold"].__getitem__) for beta in BETAS}
+
+fig, axes = plt.subplots(1, 4, figsize=(12, 3.2), width_ratios=[1.2, 1.2, 1, 1])
+for ax, beta in zip(axes[:2], BETAS, strict=True):
+    for i, (field, label) in enumerate([("score", "reward model"), ("gold", "gold reward")]):
+        ax.plot([getattr(note, field) for note in runs[beta][0]], color=f"C{i}", lw=0.7, alpha=0.5)
+        ax.plot(curves[beta][field], "-" if i == 0 else "--", color=f"C{i}", label=label)
+    ax.axvline(peaks[beta], color="grey", linestyle=":", label="best gold")
+    ax.set(xlabel="step", title=f"β = {beta}")
+low, high = zip(*(ax.get_ylim() for ax in axes[:2]), strict=True)
+for ax in axes[:2]:
+    ax.set_ylim(min(low), max(high))
+axes[1].legend(fontsize=8, loc="lower right")
+for i, beta in enumerate(BETAS, start=2):
+    curve, style = curves[beta], "-" if i == 2 else "--"
+    axes[2].plot(curve["divergence"], style, color=f"C{i}", label=f"β = {beta}, k1")
+    axes[2].plot(curve["by_k3"], ":", color=f"C{i}", lw=1.2, label=f"β = {beta}, k3")
+    axes[3].plot(curve["divergence"], curve["gold"], style, color=f"C{i}")
+axes[2].set(xlabel="step", title="KL to the start, nats")
+axes[3].set(xlabel="KL to the start (k1), nats", title="gold reward")
+axes[2].legend(fontsize=8)
+says = []
+for beta in BETAS:
+    curve, peak = curves[beta], peaks[beta]
+    first, best, last = (
+        {field: f"{values[at]:.2f}" for field, values in curve.items()} for at in (0, peak, -1)
+    )
+    says.append(
+        f"β = {beta}: the reward model's score goes from {first['score']} to {last['score']}; the gold reward from "
+        f"{first['gold']} to its best, {best['gold']}, at step {peak}, and is {last['gold']} in the end; the KL "
+        f"divergence from the start, by k1, is {best['divergence']} nats at the best and {last['divergence']} in the "
+        f"end, and by k3 {best['by_k3']} and {last['by_k3']}; the clip fraction goes from {first['clipped']} to "
+        f"{last['clipped']}, the length from {first['length']} to {last['length']} tokens."
+    )
+figures.show(fig, alt=f"PPO over {STEPS} steps, means over {BATCH} responses. " + " ".join(says))
+
+# %% [markdown]
+# The same questions, answered by the start, by the policy nearest to the best gold reward, and by the last one; after
+# each answer its score and its gold reward.
+
+# %% experiment=true
+asked = world.instructions("prompts", SHOWN, lab.generator("questions to look at"))
+for beta in BETAS:
+    policies = runs[beta][1]
+    stages = {"start": 0, "best gold": round(peaks[beta] / LOOK), "end": len(policies) - 1}
+    print(f"\nβ = {beta}")
+    answers = {
+        stage: world.respond(policies[i], asked, lab.generator("answers to look at"))
+        for stage, i in stages.items()
+    }
+    for i, instruction in enumerate(asked):
+        print("  " + " ".join(instruction.question), f"({instruction.answer})")
+        for stage, said in answers.items():
+            texts = as_texts([instruction], [said[i]])
+            with torch.no_grad():
+                score = scores_of(reward_model, texts.tokens, texts.mask).item() - level
+            worth = world.gold(instruction, said[i])
+            print(f"    {stage:9}  score {score:+5.2f}  gold {worth:+5.2f}  " + " ".join(said[i]))
+
+# %% [markdown]
+# In both runs the score rises; that is what PPO does. With the small $\beta$ the gold reward rises with it at first,
+# and then turns, while the score goes on: the policy has found what the reward model praises and people do not. Look at
+# the last answers. Hardly anybody among the start's responses spoke like that, so hardly a ranking told the reward
+# model what it is worth. It learnt where the start goes, and is being read where the start never went. Gao, Schulman
+# and Hilton (2022) measured such curves with far larger models, and found the same shape.
+#
+# With the larger $\beta$ the score ends lower and the gold reward higher. The penalty knows nothing of what is good. It
+# keeps the policy where the reward model's word is worth something.
+#
+# Without the gold reward you would see two rising curves, and the smaller $\beta$ would look like the better choice.
+# What could be seen from the inside? The divergence, and the answers themselves. Change `SEED`, or give the reward
+# model more rankings (`PROMPTS`) or fewer steps (`READ`), and see how far the policy can go before the gold reward
+# turns.
