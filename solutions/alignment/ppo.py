@@ -78,8 +78,8 @@ def require_one_run(mask: Bool[Tensor, "batch length"]) -> None:
 # = \mathbb E_{y \sim \pi}[u], \qquad u = \log\frac{\pi(y)}{\pi_{\text{ref}}(y)}.$$
 #
 # The sum runs over everything that could be said. What we have is one token $y$ that was said, drawn from $\pi$, and
-# its two log-probabilities. Schulman (2020) compares three estimates made of $u$ alone. All three come from one
-# identity, in which $\pi$ cancels:
+# its two log-probabilities. Schulman (2020) compares three estimates made of $u$ alone. The first is the definition,
+# the other two come from an identity in which $\pi$ cancels:
 #
 # $$\mathbb E_{y \sim \pi}[e^{-u}] = \sum_y \pi(y)\, \frac{\pi_{\text{ref}}(y)}{\pi(y)} = \sum_y \pi_{\text{ref}}(y)
 # = 1.$$
@@ -463,7 +463,7 @@ for bad, says in [
 # $\hat A$ begins with 0. In the batch another number stands in that place: what the value head says about padding. It
 # means nothing, and if one response reads it, its last advantages, those that hold the score, are wrong.
 #
-# The value head is trained on $\hat A_t + V(s_t)$, what the value should have been: the *returns*.
+# The value head is trained on $\hat R_t = \hat A_t + V(s_t)$, what the value should have been: the *returns*.
 
 
 # %%
@@ -922,8 +922,8 @@ for bad, says in [
 # and a common one.
 #
 # In floating point $e^{100}$ is $\infty$ in `float32`, and $0 \cdot \infty$ in the backward pass is NaN, also where the
-# clipping makes the gradient 0. So a log-ratio above 20 counts as 20: a token that has become
-# some 500 million times as probable need not be told apart from one that has gone even farther.
+# clipping makes the gradient 0. So a log-ratio above 20 counts as 20: a token that has become some 500 million times as
+# probable need not be told apart from one that has gone even farther.
 
 
 # %%
@@ -1664,7 +1664,7 @@ def ppo(beta: float) -> tuple[list[Note], list[torch.nn.Module]]:
 runs = {beta: ppo(beta) for beta in BETAS}
 
 # %% [markdown]
-# What rose, what fell, and how far did the policy go? Thin lines are single samples, thick ones means of nearby
+# What rose, what fell, and how far did the policy go? Thin lines are single batches, thick ones means of nearby
 # steps.
 
 
@@ -1682,7 +1682,7 @@ curves = {
 }
 peaks = {beta: max(range(STEPS), key=curves[beta]["gold"].__getitem__) for beta in BETAS}
 
-fig, axes = plt.subplots(1, 4, figsize=(12, 3.2), width_ratios=[1.2, 1.2, 1, 1])
+fig, axes = plt.subplots(1, 4, figsize=(12, 3.2), width_ratios=[1, 1, 1.1, 0.9])
 for ax, beta in zip(axes[:2], BETAS, strict=True):
     for i, (field, label) in enumerate([("score", "reward model"), ("gold", "gold reward")]):
         ax.plot([getattr(note, field) for note in runs[beta][0]], color=f"C{i}", lw=0.7, alpha=0.5)
@@ -1700,7 +1700,8 @@ for i, beta in enumerate(BETAS, start=2):
     axes[3].plot(curve["divergence"], curve["gold"], style, color=f"C{i}")
 axes[2].set(xlabel="step", title="KL to the start, nats")
 axes[3].set(xlabel="KL to the start (k1), nats", title="gold reward")
-axes[2].legend(fontsize=8)
+axes[2].set_ylim(0, 1.4 * axes[2].get_ylim()[1])  # room for the legend
+axes[2].legend(fontsize=8, ncols=2, loc="upper left")
 says = []
 for beta in BETAS:
     curve, peak = curves[beta], peaks[beta]
