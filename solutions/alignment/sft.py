@@ -378,13 +378,10 @@ def response_mask(
     """
     ### BEGIN SOLUTION
     place = torch.arange(tokens.shape[-1], device=tokens.device)
-
-    def last_before(here: Tensor) -> Tensor:
-        """For each place the last one before it where it is True, -1 if there is none."""
-        seen = torch.where(here, place, -1).cummax(dim=-1).values
-        return F.pad(seen[..., :-1], (1, 0), value=-1)
-
-    return last_before(tokens == template.assistant) > last_before(tokens == template.end)
+    marks = (tokens == template.assistant) | (tokens == template.end)
+    last = (place * marks).cummax(dim=-1).values  # where the last mark stands; 0 if there is none
+    is_open = tokens.gather(-1, last) == template.assistant  # after this token
+    return F.pad(is_open[..., :-1], (1, 0))  # before it
     ### END SOLUTION
 
 
@@ -789,28 +786,25 @@ def pack(
     used: list[int] = []  # how many tokens each row has
     places = []  # row and start of each text
     for text in texts:
-        if not 0 < len(text) <= length:
-            wrong = "empty" if len(text) == 0 else f"longer than the length {length} of a row"
-            raise ValueError(f"a text is {wrong}")
+        if len(text) == 0:
+            raise ValueError("a text is empty")
+        if len(text) > length:
+            raise ValueError(f"{len(text)} tokens are more than the length of a row, {length}")
         fits = (row for row, tokens in enumerate(used) if tokens + len(text) <= length)
         row = next(fits, len(used))
         if row == len(used):
             used.append(0)
         places.append((row, used[row]))
         used[row] += len(text)
-    packed = Packed(
-        tokens=texts[0].new_zeros(len(used), length),
-        mask=masks[0].new_zeros(len(used), length),
-        documents=texts[0].new_full((len(used), length), -1),
-        positions=texts[0].new_zeros(len(used), length),
-    )
+    zeros = torch.zeros(len(used), length, dtype=torch.int64, device=texts[0].device)
+    packed = Packed(zeros, zeros.bool(), zeros - 1, zeros.clone())
     for i, (row, start) in enumerate(places):
         here = row, slice(start, start + len(texts[i]))
         packed.tokens[here] = texts[i]
         packed.mask[here] = masks[i]
         packed.mask[row, start] = False  # what stands before it is another text
         packed.documents[here] = i
-        packed.positions[here] = torch.arange(len(texts[i]), device=texts[i].device)
+        packed.positions[here] = torch.arange(len(texts[i]))
     return packed
     ### END SOLUTION
 

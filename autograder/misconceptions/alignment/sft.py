@@ -7,7 +7,7 @@ import torch
 from autograder.misconceptions import Equivalent, Misconception
 
 ROW = "row += [openings[i % 2], *content, template.end]"
-SAID = "last_before(tokens == template.assistant) > last_before(tokens == template.end)"
+SAID = "F.pad(is_open[..., :-1], (1, 0))"
 CROSS_ENTROPY = "F.cross_entropy(logits[:, :-1][counted], tokens[:, 1:][counted])"
 OF_TOKENS = (
     'F.cross_entropy(logits[:, :-1].transpose(1, 2), (tokens[:, 1:] * counted), reduction="none")'
@@ -166,10 +166,10 @@ MISCONCEPTIONS = [
         says="Your mask counts the user's turns as well. The user's words are conditions: only what the assistant says "
         "is learnt.",
         wrong={
-            SAID: (
-                "torch.maximum(last_before(tokens == template.assistant), last_before(tokens == template.user)) "
-                "> last_before(tokens == template.end)"
-            )
+            "(tokens == template.assistant) | (tokens == template.end)": (
+                "(tokens == template.assistant) | (tokens == template.user) | (tokens == template.end)"
+            ),
+            "tokens.gather(-1, last) == template.assistant": "tokens.gather(-1, last) != template.end",
         },
     ),
     Misconception(
@@ -177,49 +177,50 @@ MISCONCEPTIONS = [
         part="mask",
         says="Your mask is one place to the left: it stands at the position that predicts. It marks the token that is "
         "predicted, and the loss does the shift.",
-        wrong={
-            SAID: f"F.pad(({SAID})[..., 1:], (0, 1))",
-        },
+        wrong={SAID: "is_open"},
     ),
     Misconception(
         name="end_left_out",
         part="mask",
         says="Your mask leaves out the assistant's end. A model that is not taught to stop does not stop.",
-        wrong={SAID: f"({SAID}) & (tokens != template.end)"},
+        wrong={SAID: f"{SAID} & (tokens != template.end)"},
     ),
     Misconception(
         name="opening_in_the_mask",
         part="mask",
         says="Your mask counts the assistant's opening. It is written by the template, never by the model.",
-        wrong={SAID: f"({SAID}) | (tokens == template.assistant)"},
+        wrong={SAID: f"{SAID} | (tokens == template.assistant)"},
     ),
     Misconception(
         name="every_end_in_the_mask",
         part="mask",
         says="Your mask counts every end, the user's too. An end counts where a turn of the assistant is open.",
-        wrong={SAID: f"({SAID}) | (tokens == template.end)"},
+        wrong={SAID: f"{SAID} | (tokens == template.end)"},
     ),
     Misconception(
         name="last_turn_only",
         part="mask",
         says="Your mask counts the last turn of the assistant alone. Every one of its turns is in the loss.",
         wrong={
-            "place = torch": "final = tokens.flip(-1) == template.assistant\n    place = torch",
-            SAID: (f"({SAID}) & (final.long().cumsum(-1).flip(-1) - final.flip(-1).long() == 0)"),
+            SAID: (
+                f"{SAID} & (last >= (place * (tokens == template.assistant)).amax(-1, keepdim=True))"
+            )
         },
     ),
     Misconception(
         name="first_turn_only",
         part="mask",
         says="Your mask stops after the first turn of the assistant. Every one of its turns is in the loss.",
-        wrong={SAID: f"({SAID}) & ((tokens == template.assistant).long().cumsum(-1) == 1)"},
+        wrong={SAID: f"{SAID} & ((tokens == template.assistant).long().cumsum(-1) == 1)"},
     ),
     Misconception(
         name="all_after_the_first_opening",
         part="mask",
         says="Your mask counts everything after the assistant's first opening, as for a conversation of one question "
         "and one answer. Later turns of the user, and padding, do not count.",
-        wrong={SAID: "last_before(tokens == template.assistant) >= 0"},
+        wrong={
+            "(tokens == template.assistant) | (tokens == template.end)": "tokens == template.assistant"
+        },
     ),
     Misconception(
         name="padding_by_the_id_of_the_end",
@@ -227,7 +228,7 @@ MISCONCEPTIONS = [
         says="Your mask counts ends in the padding: there no turn is open.",
         wrong={
             SAID: (
-                f"({SAID}) | ((tokens == template.end) "
+                f"{SAID} | ((tokens == template.end) "
                 "& (F.pad(tokens[..., :-1], (1, 0), value=-1) == template.end))"
             )
         },
@@ -337,9 +338,7 @@ MISCONCEPTIONS = [
         says="Your positions run on through the row. They restart with each text, or the second stands where no "
         "conversation begins.",
         wrong={
-            "packed.positions[here] = torch.arange(len(texts[i])": (
-                "packed.positions[here] = start + torch.arange(len(texts[i])"
-            )
+            "packed.positions[here] = torch.arange(": "packed.positions[here] = start + torch.arange("
         },
     ),
     Misconception(
@@ -452,7 +451,7 @@ MISCONCEPTIONS = [
         name="padding_is_a_document",
         part="pack",
         says="Your padding has the number of a document, 0. It has −1.",
-        wrong={"new_full((len(used), length), -1)": "new_full((len(used), length), 0)"},
+        wrong={"zeros - 1,": "zeros.clone(),"},
     ),
     Misconception(
         name="long_text_cut",
