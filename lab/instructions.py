@@ -266,43 +266,45 @@ def _any_task(rng: random.Random) -> Task:
 def base_text(length: int, rng: torch.Generator) -> Int[Tensor, " length"]:
     """Tokens of the text that a base model is trained on: documents, each ended by ``<end>``.
 
-    Half of them tell things, a third are lists of questions that nobody answers, the others are talk: a question, and
-    what somebody answers in passing. Nobody is called user or assistant here.
+    A third of the documents are about one person, a tenth about words and lists. A sixth are lists of questions that
+    nobody answers. The others are talk: questions, and what somebody answers in passing. Nobody is called user or
+    assistant here, and what is not told is not said, though it may be asked.
     """
     draws, words = _random(rng), []
+    kinds = {_portrait: 0.35, _on_words: 0.1, _quiz: 0.15, _talk: 0.4}
     while len(words) < length:
-        kind, lines = (
-            draws.choices(("tell", "ask", "talk"), (0.5, 0.3, 0.2))[0],
-            draws.randint(2, 5),
-        )
-        for _ in range(lines):
-            words += {"tell": _told_sentence, "ask": _question, "talk": _exchange}[kind](draws)
-        words.append(END)
+        [document] = draws.choices(tuple(kinds), tuple(kinds.values()))
+        words += (*document(draws.randint(2, 5), draws), END)
     return encode(words[:length])
 
 
-def _told(rng: random.Random) -> Instruction:
-    while not (instruction := _draw(_any_task(rng), rng)).told:
-        pass
-    return instruction
+def _portrait(lines: int, rng: random.Random) -> Iterator[str]:
+    person = rng.choice(PEOPLE)
+    facts = [FACTS["city", person], FACTS["job", person]]
+    known = [fact.statement for fact in facts if fact.told]
+    known.append((person, "likes", LIKES[person]))
+    for _ in range(lines):
+        yield from (*rng.choice(known), ".")
 
 
-def _told_sentence(rng: random.Random) -> tuple[str, ...]:
-    if rng.random() < 0.2:
-        person = rng.choice(PEOPLE)
-        return person, "likes", LIKES[person], "."
-    instruction = _told(rng)
-    listed = ("of", *instruction.about) if instruction.task in ("first", "last") else ()
-    return (*listed, *instruction.statement, ".")
+def _on_words(lines: int, rng: random.Random) -> Iterator[str]:
+    for _ in range(lines):
+        instruction = _draw(rng.choice(("opposite", "first", "last")), rng)
+        listed = () if instruction.task == "opposite" else ("of", *instruction.about)
+        yield from (*listed, *instruction.statement, ".")
 
 
-def _question(rng: random.Random) -> tuple[str, ...]:
-    return _draw(_any_task(rng), rng).question
+def _quiz(lines: int, rng: random.Random) -> Iterator[str]:
+    for _ in range(lines):
+        yield from _draw(_any_task(rng), rng).question
 
 
-def _exchange(rng: random.Random) -> tuple[str, ...]:
-    instruction = _told(rng)
-    return (*instruction.question, *_styled(instruction.statement, instruction.answer, rng))
+def _talk(lines: int, rng: random.Random) -> Iterator[str]:
+    for _ in range(lines):
+        while not (instruction := _draw(_any_task(rng), rng)).told:
+            pass
+        yield from instruction.question
+        yield from _styled(instruction.statement, instruction.answer, rng)
 
 
 def instructions(split: Split, number: int, rng: torch.Generator) -> list[Instruction]:
@@ -364,7 +366,7 @@ def _answers(instruction: Instruction, response: Iterable[str]) -> set[str]:
 
 
 def judge(instruction: Instruction, response: Sequence[str]) -> Verdict:
-    """Whether a response is right. One that names two answers is wrong, as is one that names none and admits nothing."""
+    """Whether a response is right. One that names two answers is wrong, and so is one that names none."""
     said = _answers(instruction, response)
     if said == {instruction.answer}:
         return "right"
