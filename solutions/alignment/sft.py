@@ -125,7 +125,7 @@ def parse(tokens: Int[Tensor, "length"], template: ChatTemplate) -> Conversation
     """The conversation that ``render`` (without ``open_assistant``) writes as these tokens.
 
     Returns:
-        A list with a tuple for each turn: the role, and the content as a list of ids.
+        A list with a tuple for each turn: the role, and the content as a list of ids, which are ints.
 
     Raises:
         ValueError: the tokens are no such row. There is no token (the message says ``empty``); where a turn should
@@ -262,11 +262,16 @@ for bad, says in [(talk, "role"), ([], "empty")]:
 
 # %% test="template_parse" points=2
 chat = ChatTemplate(user=1, assistant=2, end=3)
+found = parse(torch.tensor([1, 7, 5, 3, 2, 9, 3, 1, 3]), chat)
 check.equal(
-    parse(torch.tensor([1, 7, 5, 3, 2, 9, 3, 1, 3]), chat),
+    found,
     [("user", [7, 5]), ("assistant", [9]), ("user", [])],
     because="A list of tuples, a role and a list of ids. The special tokens are no content, and a turn without content "
     "is a turn.",
+)
+check.that(
+    set(found[0][1]) == {5, 7},
+    "Ids are ints, as .tolist() gives them. Tensors of one number are not found in a set of ints.",
 )
 for bad, says in [
     ([7, 5, 3], "role"),

@@ -514,7 +514,29 @@ MISCONCEPTIONS = [
     ),
 ]
 
-EQUIVALENT: list[Equivalent] = []
+ONE_DEVICE = "On the CPU there is one device. On a GPU the tests notice it."
+ZEROS = "zeros = torch.zeros(len(used), length, dtype=torch.int64, device=texts[0].device)"
+
+EQUIVALENT = [
+    Equivalent(
+        part="mask",
+        before="place = torch.arange(tokens.shape[-1], device=tokens.device)",
+        after="place = torch.arange(tokens.shape[-1])",
+        because=ONE_DEVICE,
+    ),
+    Equivalent(
+        part="pack",
+        before=ZEROS,
+        after=ZEROS.replace(", device=texts[0].device", ""),
+        because=ONE_DEVICE,
+    ),
+    Equivalent(
+        part="pack",
+        before=ZEROS,
+        after=ZEROS.replace("texts[0]", "texts[-1]"),
+        because="The texts are on one device.",
+    ),
+]
 
 
 def _talk(rng: torch.Generator, template: tuple[int, ...]) -> list[tuple[str, list[int]]]:
