@@ -486,33 +486,22 @@ def respond(
         temperature: divides the logits.
         chat: as for :func:`texts`.
     """
-    return list(_respond(model, asked, rng, temperature, chat))
-
-
-def _respond(
-    model: nn.Module,
-    asked: Sequence[Instruction],
-    rng: torch.Generator,
-    temperature: float,
-    chat: bool,
-) -> Iterator[tuple[str, ...]]:
     where = next(model.parameters()).device
     prompts, mask, _ = texts(asked, [()] * len(asked), chat=chat)
-    length = mask.sum(dim=1).to(where)
-    tokens = nn.functional.pad(prompts, (0, MAX_RESPONSE), value=ID[PAD]).to(where)
-    rows, open_ = torch.arange(len(tokens), device=where), torch.ones(len(tokens), dtype=torch.bool)
-    open_ = open_.to(where)
+    tokens = nn.functional.pad(prompts, (0, MAX_RESPONSE), value=ID[PAD])
+    starts = mask.sum(dim=1)
+    ends, going = starts.clone(), torch.arange(len(asked))
     for _ in range(MAX_RESPONSE):
-        # What stands on the right of a row's last token cannot be seen from there.
-        logits = model(tokens[:, : int(length.max())])[rows, length - 1]
-        chances = (logits / temperature).softmax(dim=-1).cpu()
-        drawn = torch.multinomial(chances, 1, generator=rng).squeeze(1).to(where)
-        tokens[rows[open_], length[open_]] = drawn[open_]
-        length = length + open_
-        open_ = open_ & (drawn != ID[END])
-        if not open_.any():
+        # What stands on the right of a text's last token is not seen from there. Equal texts are computed once.
+        said = torch.cat([ends[going, None], tokens[going, : int(ends[going].max())]], dim=1)
+        said, copies = said.unique(dim=0, return_inverse=True)
+        last, rows = said[:, 0] - 1, torch.arange(len(said))
+        logits = model(said[:, 1:].to(where))[rows, last] / temperature
+        chances = logits.softmax(dim=-1).cpu()[copies]
+        drawn = torch.multinomial(chances, 1, generator=rng).squeeze(1)
+        tokens[going, ends[going]] = drawn
+        ends[going] += 1
+        going = going[drawn != ID[END]]
+        if len(going) == 0:
             break
-    for row, begin, end in zip(
-        tokens.cpu(), mask.sum(dim=1).tolist(), length.tolist(), strict=True
-    ):
-        yield decode(row[begin:end])
+    return [decode(row[i:j]) for row, i, j in zip(tokens, starts, ends, strict=True)]
