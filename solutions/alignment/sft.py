@@ -1166,5 +1166,273 @@ for arguments, says in [
 # holds, and what would it say there? Why does the loss never tell it that this is wrong? A colleague adds
 # demonstrations of "I do not know", for the questions that the *labeler* could not answer. Why is that the wrong
 # list, how could one find a better one, and which of your three rates goes up if it is too long? Then: another
-# colleague's model talks on after its answer, and its loss is lower than yours. Name two mistakes in a mask that could
+# colleague's model talks on after its answer, though its loss fell as yours did. Name two mistakes in a mask that could
 # do this. (7 to 10 sentences.)
+
+# %% [markdown]
+# ## Experiment: who says "I do not know"?
+#
+# A small world of invented people. The checkpoint `base` was trained on a text which tells where most of them live and
+# what most of them do; for the others it was asked, and never told. The text has no assistants in it: it describes,
+# it asks questions in a row that nobody answers, and now and then somebody answers in passing.
+#
+# Three assistants are made of this base, from the same questions. For the first, people who know everything wrote the
+# demonstrations: right answers, also where the base was told nothing. For the second, what the base was not told is
+# left out. For the third the demonstrations say "i do not know" there. Rows, mask, loss and rates are your functions.
+# All are then asked about people whom no demonstration mentions, so that nothing can be looked up in the
+# demonstrations.
+#
+# Before you run it: which of the three will make things up least? Which will answer best where the base was told? And
+# how is the third to tell one kind of question from the other, when both are asked in the same words? It takes about
+# a minute; on a GPU a larger preset runs.
+
+# %% experiment=true
+import matplotlib.pyplot as plt
+from torch import nn
+
+from lab import checkpoints, figures, instructions, training
+
+NUMBER, STEPS, BATCH = (4000, 1000, 64) if device.type == "cuda" else (1000, 300, 32)
+SEED = 0
+CHAT = ChatTemplate(*instructions.encode(("<user>", "<assistant>", "<end>")).tolist())
+
+
+def turn(role: str, words: Sequence[str]) -> tuple[str, list[int]]:
+    """Words of the world as a turn of a conversation."""
+    return role, instructions.encode(words).tolist()
+
+
+def demonstrations(*, refusals: bool, only_told: bool = False) -> list[Conversation]:
+    """Questions and what people wrote as answers."""
+    rng = lab.generator(f"demonstrations {SEED}")
+    talks = []
+    for one in asked_in_training:
+        *words, _ = instructions.demonstrate(one, rng, refusals=refusals)  # render writes the end
+        if one.told or not only_told:
+            talks.append([turn("user", one.question), turn("assistant", words)])
+    return talks
+
+
+def fine_tuned(talks: list[Conversation], label: str, change=None) -> tuple[nn.Module, float]:
+    """The base after training on the conversations, and the mean loss of the last steps.
+
+    ``change(mask, tokens)``, if given, is what the mask is replaced by.
+    """
+    model = checkpoints.load("base").model.to(device)
+    rows = [render(talk, CHAT) for talk in talks]
+    # As many vocabularies have to: the padding has the id of the end.
+    tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=CHAT.end).to(device)
+    mask = response_mask(tokens, CHAT)
+    if change is not None:
+        mask = change(mask, tokens)
+
+    def batch(rng: torch.Generator) -> Tensor:
+        return torch.randint(len(tokens), (BATCH,), generator=rng).to(device)
+
+    def loss_of(model: nn.Module, some: Tensor) -> Tensor:
+        return sft_loss(model(tokens[some]), tokens[some], mask[some])
+
+    losses = training.train(
+        model,
+        batch,
+        loss_of,
+        STEPS,
+        lr=1e-3,
+        generator=lab.generator(f"fine-tuning {SEED}"),
+        label=label,
+    )
+    return model.eval(), sum(losses[-50:]) / 50
+
+
+@torch.no_grad()
+def answers_of(model: nn.Module, asked: list[instructions.Instruction]) -> list[tuple[str, ...]]:
+    """What an assistant says to each question, drawn token by token until it writes the end."""
+    rng = lab.generator(f"answers {SEED}")
+    rows = [render([turn("user", one.question)], CHAT, open_assistant=True) for one in asked]
+    starts = torch.tensor([len(row) for row in rows], device=device)
+    tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    tokens = F.pad(tokens, (0, instructions.MAX_RESPONSE)).to(device)
+    row, stops = torch.arange(len(rows), device=device), starts.clone()
+    talking = torch.ones_like(row, dtype=torch.bool)
+    for _ in range(instructions.MAX_RESPONSE):
+        # A causal model does not see what stands on the right of the last token.
+        logits = model(tokens[:, : int(stops.max())])[row, stops - 1]
+        drawn = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=rng)[:, 0].to(device)
+        tokens[row[talking], stops[talking]] = drawn[talking]
+        stops = stops + talking
+        talking = talking & (drawn != CHAT.end)
+    return [
+        instructions.decode(said[start:stop])
+        for said, start, stop in zip(tokens.cpu(), starts.tolist(), stops.tolist(), strict=True)
+    ]
+
+
+asked_in_training = instructions.instructions(
+    "demonstrations", NUMBER, lab.generator(f"asked {SEED}")
+)
+mentioned = {one.about for one in asked_in_training}
+others = [
+    one
+    for split in ("comparisons", "prompts", "test")
+    for one in instructions.instructions(split, 2000, lab.generator(f"held-out {split}"))
+]
+others = list(dict.fromkeys(others))  # each once
+about_people = [one for one in others if one.task in ("city", "job") and one.about not in mentioned]
+about_words = [one for one in others if one.task not in ("city", "job")][:300]
+known = torch.tensor([one.told for one in about_people])
+
+told_all = demonstrations(refusals=False)
+rows = [render(talk, CHAT) for talk in told_all]
+packed = pack(rows, [response_mask(row, CHAT) for row in rows], 4 * instructions.MAX_LENGTH)
+padding = 1 - sum(map(len, rows)) / (len(rows) * max(map(len, rows)))
+print(
+    f"{len(rows)} demonstrations. One a row, {padding:.0%} is padding; packed into {len(packed.tokens)} rows of "
+    f"{packed.tokens.shape[1]} tokens, {(packed.documents < 0).double().mean():.1%}."
+)
+trained = {
+    "all answered": fine_tuned(told_all, "all answered"),
+    "told only": fine_tuned(demonstrations(refusals=False, only_told=True), "told only"),
+    "refusals": fine_tuned(demonstrations(refusals=True), "refusals"),
+}
+
+# %% [markdown]
+# The base has no template; it is asked as its text asks, and goes on from there. It is right when the one answer that
+# its continuation names is the right one.
+
+# %% experiment=true
+
+
+def rates_of(said: list[tuple[str, ...]]) -> AnswerRates:
+    """Your rates, for answers to the questions about people."""
+    verdicts = [
+        instructions.judge(one, words) for one, words in zip(about_people, said, strict=True)
+    ]
+    refused = torch.tensor([verdict == "refusal" for verdict in verdicts])
+    return answer_rates(known, refused, torch.tensor([verdict == "right" for verdict in verdicts]))
+
+
+def share_right(asked: list[instructions.Instruction], said: list[tuple[str, ...]]) -> float:
+    """The share of answers that are right."""
+    right = [
+        instructions.judge(one, words) == "right" for one, words in zip(asked, said, strict=True)
+    ]
+    return sum(right) / len(right)
+
+
+base = checkpoints.load("base").model.to(device)
+rng = lab.generator(f"base answers {SEED}")
+of_people = {"base": instructions.respond(base, about_people, rng, chat=False)}
+of_words = {"base": instructions.respond(base, about_words, rng, chat=False)}
+for name, (model, _) in trained.items():
+    of_people[name], of_words[name] = (
+        answers_of(model, about_people),
+        answers_of(model, about_words),
+    )
+for i in [known.tolist().index(True), known.tolist().index(False)]:
+    kind = "told" if known[i] else "not told"
+    print(" ".join(about_people[i].question), f"({about_people[i].answer}; {kind})")
+    for name, said in of_people.items():
+        print(f"  {name}:", " ".join(said[i]))
+
+rates = {name: rates_of(said) for name, said in of_people.items()}
+shares = {
+    name: [share_right(about_words, of_words[name]), *(rate.item() for rate in rates[name])]
+    for name in rates
+}
+groups = (
+    "words and lists:\nright",
+    "told people:\nright",
+    "told people:\nrefused",
+    "people not told of:\nmade up",
+)
+figures.use_style()
+fig, ax = plt.subplots(figsize=(9, 3.6))
+for i, (name, bars) in enumerate(shares.items()):
+    places = [group + 0.2 * (i - 1.5) for group in range(4)]
+    ax.bar(places, bars, width=0.18, label=name)
+ax.set(
+    ylabel="share", ylim=(0, 1.15), title="held-out questions, to people no demonstration mentions"
+)
+ax.set_xticks(range(4), groups, fontsize=9)
+ax.legend(fontsize=9, ncols=4, loc="upper center")
+figures.show(
+    fig,
+    alt=f"Shares of answers to held-out questions, {int(known.sum())} about people the base was told of and "
+    f"{int((~known).sum())} about people it was not. "
+    + " ".join(
+        f"{name}: words and lists right {bars[0]:.2f}, told people right {bars[1]:.2f} and refused {bars[2]:.2f}, made "
+        f"up {bars[3]:.2f}."
+        for name, bars in shares.items()
+    ),
+)
+
+# %% [markdown]
+# The base often knows the answer and does not give it: it goes on with another question, or says more than was asked.
+# What fine-tuning changes most is that. No demonstration held a fact about these people, so whatever is right about
+# them came from the base, and the demonstrations taught to bring it out.
+#
+# The first two assistants make up nearly all answers that they cannot know, and the second no less than the first.
+# That is worth a second look, for nothing in its demonstrations was new to the base. In this world it takes no unknown
+# facts to teach making things up: it is enough that in all demonstrations a question is followed by an answer. (What
+# Gekhman et al. measured, that facts which are new cost what was known, needs more facts and longer training than this
+# run has.)
+#
+# The third makes up far less, about people whom no demonstration mentions. It cannot have learnt *who* is unknown; it
+# must have learnt to tell a name that it has an answer to from one that it has not. And this has a price. It refuses
+# some questions that it could have answered, and gives fewer right answers than the others. What the base was told is
+# not the same as what it knows: it learnt much of it by halves. Count the refusals alone and you see progress; count
+# the right answers alone and you see loss.
+#
+# **Three wrong masks.** The same demonstrations, the same loss, and a mask as it is often written by mistake: one that
+# leaves out the end, one that is shifted one place to the left, one with the whole conversation in it. Before you run
+# it: which of the four assistants has the lowest training loss, and is that the best one?
+
+# %% experiment=true
+shown = demonstrations(refusals=True)
+wrong_masks = {
+    "end left out": lambda mask, tokens: mask & (tokens != CHAT.end),
+    "shifted": lambda mask, tokens: mask.roll(-1, dims=1),
+    "prompt too": lambda mask, tokens: mask.flip(1).cumsum(1).flip(1) > 0,
+}
+masked = {"yours": trained["refusals"]}
+masked |= {name: fine_tuned(shown, name, change) for name, change in wrong_masks.items()}
+
+asked = about_people + about_words
+said = {name: answers_of(model, asked) for name, (model, _) in masked.items()}
+loss = {name: mean for name, (_, mean) in masked.items()}
+right = {name: share_right(asked, answers) for name, answers in said.items()}
+ended = {
+    name: sum("<end>" in words for words in answers) / len(answers)
+    for name, answers in said.items()
+}
+fig, axes = plt.subplots(1, 3, figsize=(10, 3), sharey=True)
+for ax, (title, values) in zip(
+    axes,
+    {
+        "training loss, nats": loss,
+        "answers that are right": right,
+        "answers that end": ended,
+    }.items(),
+    strict=True,
+):
+    ax.barh(list(values), list(values.values()), color=[f"C{i}" for i in range(4)])
+    ax.set(title=title, xlim=(0, max(1.0, *values.values())))
+axes[0].invert_yaxis()
+figures.show(
+    fig,
+    alt="Four masks: "
+    + " ".join(
+        f"{name}: training loss {loss[name]:.2f} nats, {right[name]:.2f} of the answers right, {ended[name]:.2f} end."
+        for name in masked
+    ),
+)
+
+# %% [markdown]
+# Nothing crashed, and no loss gave an alarm. The four losses cannot even be compared: each is a mean over other tokens.
+# Leave the end out, or shift the mask, and the assistant was never shown where to stop: it talks until it is cut off,
+# and an answer with another one behind it is no answer. The shifted mask teaches the assistant's opening in its place,
+# which is the easiest token of all. With the prompt in the mask the assistant does stop. But most of what it was
+# trained on is which question comes next, and after the same number of steps it has learnt less about answers.
+#
+# Change `SEED`; raise `NUMBER` and `STEPS`; or let the third assistant see refusals in every second case that deserves
+# one, and watch the three rates against each other.
