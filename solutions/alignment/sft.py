@@ -887,8 +887,8 @@ for many, longest, length in [(1, 4, 4), (1, 3, 7), (5, 1, 3), (9, 6, 8), (20, 9
     for mask in masks[::2]:
         mask[0] = True
     cases.append((texts, masks, length))
-# 5 and 3 fill a row to the last place; 4 and 3 leave one.
-for lengths in ([5, 3, 4, 3, 1, 1], [2, 7, 6, 2, 1, 8, 3, 3, 5]):
+# 5 and 3 fill a row to the last place; 4 and 3 leave one. The first row with room is the emptier one, then the fuller.
+for lengths in ([5, 3, 4, 3, 1, 1], [2, 7, 6, 2, 1, 8, 3, 3, 5], [4, 6, 2, 1], [6, 4, 2, 3]):
     texts = [torch.randint(1, 30, (n,), generator=rng).to(device) for n in lengths]
     cases.append((texts, [text > 15 for text in texts], 8))
 kept = [([t.clone() for t in texts], [m.clone() for m in masks]) for texts, masks, _ in cases]
