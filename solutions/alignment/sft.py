@@ -675,7 +675,9 @@ check.raises(
 # %% test="loss_gradient" points=1
 logits = torch.tensor([math.log(3), 0.0]).repeat(1, 4, 1).requires_grad_()
 tokens, mask = torch.tensor([[0, 1, 1, 0]]), torch.tensor([[False, False, True, True]])
-sft_loss(logits, tokens, mask).backward()
+loss = sft_loss(logits, tokens, mask)
+check.that(loss.requires_grad, "No gradient reaches the logits: is something detached?")
+loss.backward()
 check.close(
     logits.grad,
     [[[0.0, 0.0], [3 / 8, -3 / 8], [-1 / 8, 1 / 8], [0.0, 0.0]]],
@@ -698,8 +700,9 @@ mask = torch.tensor(
     device=device,
 )
 own = logits.clone().requires_grad_()
-sft_loss(own, tokens, mask).backward()
-check.that(own.grad is not None, "No gradient reaches the logits: is something detached?")
+loss = sft_loss(own, tokens, mask)
+check.that(loss.requires_grad, "No gradient reaches the logits: is something detached?")
+loss.backward()
 counted = F.pad(mask[:, 1:], (0, 1))  # at the positions that predict
 expected = (logits.softmax(-1) - F.one_hot(tokens.roll(-1, dims=1), 5)) * counted[..., None] / 5
 check.equal(
@@ -996,27 +999,25 @@ def logits_of(tokens, positions, allowed):
     return x @ table.T
 
 
-packed = Packed(*pack(texts, masks, 9))
-allowed = torch.as_tensor(packed_attention_mask(packed.documents))
-outputs = logits_of(packed.tokens, packed.positions, allowed)
+outputs = logits_of(right.tokens, right.positions, torch.as_tensor(found[0]))
 total, counted = 0.0, 0
 for i, (text, mask) in enumerate(zip(texts, masks, strict=True)):
     n = len(text)
     causal = torch.ones(1, n, n, dtype=torch.bool, device=device).tril()
     alone = logits_of(text[None], torch.arange(n, device=device)[None], causal)
     check.close(
-        outputs[packed.documents == i],
+        outputs[right.documents == i],
         alone[0],
-        because="In a packed row a text gets other outputs than alone: it looks at another text, at what stands after "
-        "it, or its positions do not begin at 0.",
+        because="In a packed row a text gets other outputs than alone: it looks at another text or at what stands "
+        "after it, or it does not see all that stands before.",
     )
     if mask[1:].any():
         total = total + theirs.sft_loss(alone, text[None], mask[None]) * mask[1:].sum()
         counted += int(mask[1:].sum())
 check.close(
-    theirs.sft_loss(outputs, packed.tokens, packed.mask),
+    theirs.sft_loss(outputs, right.tokens, right.mask),
     total / counted,
-    because="The loss of the packed rows is not that of the texts alone: does the first token of a text count?",
+    because="The loss of the packed rows is not that of the texts alone: a text looks at another.",
 )
 ### END HIDDEN TESTS
 
