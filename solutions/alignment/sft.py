@@ -916,6 +916,10 @@ for case, found in zip(cases, each(pack, cases), strict=True):
         strict=True,
     ):
         check.equal(got, expected, because=because)
+        check.that(
+            got.dtype == expected.dtype,
+            "Tokens, documents and positions are int64, as what is looked up must be; the mask is boolean.",
+        )
 check.equal(
     [(texts, masks) for texts, masks, _ in cases],
     kept,
