@@ -1346,18 +1346,16 @@ shares = {
 }
 groups = (
     "words and lists:\nright",
-    "told people:\nright",
-    "told people:\nrefused",
-    "people not told of:\nmade up",
+    "known people:\nright",
+    "known people:\nrefused",
+    "unknown people:\nmade up",
 )
 figures.use_style()
 fig, ax = plt.subplots(figsize=(9, 3.6))
 for i, (name, bars) in enumerate(shares.items()):
     places = [group + 0.2 * (i - 1.5) for group in range(4)]
     ax.bar(places, bars, width=0.18, label=name)
-ax.set(
-    ylabel="share", ylim=(0, 1.15), title="held-out questions, to people no demonstration mentions"
-)
+ax.set(ylabel="share", ylim=(0, 1.15), title="held-out questions, about people in no demonstration")
 ax.set_xticks(range(4), groups, fontsize=9)
 ax.legend(fontsize=9, ncols=4, loc="upper center")
 figures.show(
@@ -1365,8 +1363,8 @@ figures.show(
     alt=f"Shares of answers to held-out questions, {int(known.sum())} about people the base was told of and "
     f"{int((~known).sum())} about people it was not. "
     + " ".join(
-        f"{name}: words and lists right {bars[0]:.2f}, told people right {bars[1]:.2f} and refused {bars[2]:.2f}, made "
-        f"up {bars[3]:.2f}."
+        f"{name}: words and lists right {bars[0]:.2f}, known people right {bars[1]:.2f} and refused {bars[2]:.2f}, "
+        f"unknown people made up {bars[3]:.2f}."
         for name, bars in shares.items()
     ),
 )
@@ -1378,9 +1376,9 @@ figures.show(
 #
 # The first two assistants make up nearly all answers that they cannot know, and the second no less than the first.
 # That is worth a second look, for nothing in its demonstrations was new to the base. In this world it takes no unknown
-# facts to teach making things up: it is enough that in all demonstrations a question is followed by an answer. (What
-# Gekhman et al. measured, that facts which are new cost what was known, needs more facts and longer training than this
-# run has.)
+# facts to teach making things up: it is enough that in all demonstrations a question is followed by an answer. Whether
+# new facts also cost what was known, as Gekhman et al. found, is the comparison of these two in the second group: a
+# difference of a few hundredths, in a few hundred questions, is not to be told from chance by one run.
 #
 # The third makes up far less, about people whom no demonstration mentions. It cannot have learnt *who* is unknown; it
 # must have learnt to tell a name that it has an answer to from one that it has not. And this has a price. It refuses
@@ -1434,10 +1432,10 @@ figures.show(
 
 # %% [markdown]
 # Nothing crashed, and no loss gave an alarm. The four losses cannot even be compared: each is a mean over other tokens.
-# Leave the end out, or shift the mask, and the assistant was never shown where to stop: it talks until it is cut off,
-# and an answer with another one behind it is no answer. The shifted mask teaches the assistant's opening in its place,
+# Leave the end out, or shift the mask, and the assistant was never shown where to stop: mostly it talks until it is
+# cut off, and an answer with another one behind it is no answer. The shifted mask teaches the assistant's opening in its place,
 # which is the easiest token of all. With the prompt in the mask the assistant does stop. But most of what it was
-# trained on is which question comes next, and after the same number of steps it has learnt less about answers.
+# trained on is what will be asked, and after the same number of steps it has learnt less about answers.
 #
 # Change `SEED`; raise `NUMBER` and `STEPS`; or let the third assistant see refusals in every second case that deserves
 # one, and watch the three rates against each other.
