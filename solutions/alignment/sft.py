@@ -1433,9 +1433,9 @@ figures.show(
 # %% [markdown]
 # Nothing crashed, and no loss gave an alarm. The four losses cannot even be compared: each is a mean over other tokens.
 # Leave the end out, or shift the mask, and the assistant was never shown where to stop: mostly it talks until it is
-# cut off, and an answer with another one behind it is no answer. The shifted mask teaches the assistant's opening in its place,
-# which is the easiest token of all. With the prompt in the mask the assistant does stop. But most of what it was
-# trained on is what will be asked, and after the same number of steps it has learnt less about answers.
+# cut off, and an answer with another one behind it is no answer. The shifted mask teaches the assistant's opening in
+# its place, which is the easiest token of all. With the prompt in the mask the assistant does stop. But most of what
+# it was trained on is what will be asked, and after the same number of steps it has learnt less about answers.
 #
 # Change `SEED`; raise `NUMBER` and `STEPS`; or let the third assistant see refusals in every second case that deserves
 # one, and watch the three rates against each other.
