@@ -6,7 +6,7 @@
 # and the model was trained on these to predict the next token, as before. This is the first of the three steps of
 # InstructGPT (Ouyang et al. 2022); FLAN (Wei et al. 2021) and T0 (Sanh et al. 2021) had done it with existing data sets
 # written as instructions. The loss is the old one. New is what stands around it: who is speaking, which tokens are to
-# be learnt, and how texts share a row. Each of these is a few lines, and each has a bug that lowers no alarm: the loss
+# be learnt, and how texts share a row. Each of these is a few lines, and each has a bug that raises no alarm: the loss
 # falls all the same.
 #
 # **You build** a chat template and its inverse, the mask of what the assistant says, the loss over it, packing without
@@ -511,7 +511,7 @@ check.equal(
 # $$\mathcal L = -\frac{1}{M} \sum_n \sum_{t \ge 1} m_{n,t} \log \pi_\theta(y_{n,t} \mid y_{n,<t}), \qquad
 # M = \sum_n \sum_{t \ge 1} m_{n,t}.$$
 #
-# One fraction. Divide by all tokens instead, and a batch with much padding or long questions takes smaller steps.
+# One fraction. Divide by all tokens instead, and a batch with much padding or long questions has a smaller gradient.
 # Take the mean of each row first and then of the rows, and a token of a short answer weighs more than one of a long
 # one: with answers of 2 and 200 tokens a hundred times more. That may be wanted, but it is another loss, and it changes
 # when two texts move into one row, which is part 4. The same trap waits in gradient accumulation: the mean of the
@@ -745,9 +745,9 @@ check.close(
 #   position means nothing.)
 #
 # With the three shut, a packed row is exactly as good as its conversations each in a row of their own: same outputs,
-# same loss, same gradient. This needs a model that takes an attention mask and positions. Many libraries were slow to,
-# and let conversations read each other; Grattafiori et al. (2024, §3.2) report for Llama 3 that in standard
-# pre-training the mask made little difference, and in training on very long sequences a great one.
+# same loss, same gradient. This needs a model that takes an attention mask and positions. Not every library's packing
+# gave it them, and then conversations read each other. Grattafiori et al. (2024, §3.2) report for Llama 3 that the
+# mask made little difference in standard pre-training, and was important in training on very long sequences.
 #
 # Which conversation goes where? The fewest rows are hard to find (bin packing is NP-hard). *First-fit* is simple: take
 # them as they come, and put each into the first row that has room for all of it. It needs at most 1.7 times the fewest
@@ -1003,7 +1003,7 @@ def logits_of(tokens, positions, allowed):
     return x @ table.T
 
 
-outputs = logits_of(right.tokens, right.positions, torch.as_tensor(found[0]))
+outputs = logits_of(right.tokens, right.positions, torch.as_tensor(found[0]).to(device))
 total, counted = 0.0, 0
 for i, (text, mask) in enumerate(zip(texts, masks, strict=True)):
     n = len(text)
