@@ -9,6 +9,7 @@ ranks; the gold reward is there to measure what became of it, as in Gao, Schulma
 Everything is words; :data:`VOCABULARY` numbers them. No content of an instruction occurs in two of the :data:`SPLITS`.
 """
 
+import bisect
 import hashlib
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from lab.seeds import generator
 
 __all__ = [
+    "END",
     "MAX_LENGTH",
     "MAX_RESPONSE",
     "SPLITS",
@@ -44,6 +46,7 @@ Split = Literal["demonstrations", "comparisons", "prompts", "test"]
 Verdict = Literal["right", "refusal", "wrong"]
 
 SPLITS: tuple[Split, ...] = ("demonstrations", "comparisons", "prompts", "test")
+SHARES = (0.25, 0.6, 0.8)  # where in 0…1 one split ends and the next begins
 PAD, USER, ASSISTANT, END = "<pad>", "<user>", "<assistant>", "<end>"
 MAX_RESPONSE = 16  # tokens, with the one that ends it
 MAX_LENGTH = 32  # tokens of a conversation
@@ -246,7 +249,8 @@ LIKES = dict(zip(PEOPLE, _random(generator("likes")).choices(FOODS, k=len(PEOPLE
 def _split_of(instruction: Instruction) -> Split:
     """Where an instruction belongs, by a hash of what it is about."""
     about = " ".join((instruction.task, *instruction.about))
-    return SPLITS[hashlib.sha256(about.encode()).digest()[0] % len(SPLITS)]
+    place = int.from_bytes(hashlib.sha256(about.encode()).digest()[:4], "big") / 2**32
+    return SPLITS[bisect.bisect(SHARES, place)]
 
 
 def _draw(task: Task, rng: random.Random) -> Instruction:
@@ -377,19 +381,19 @@ def judge(instruction: Instruction, response: Sequence[str]) -> Verdict:
 def gold(instruction: Instruction, response: Sequence[str]) -> float:
     """What a response is worth to the people of this world: the log of its strength in a Bradley–Terry comparison.
 
-    A right answer is worth 2, a refusal 0.5, a wrong answer -1. Courtesies are liked, and tire: ``c`` of them are worth
-    0.8 c - 0.25 c². A hesitation costs 0.3, every word beyond eight 0.2, a response that does not end 1.
+    A right answer is worth 4, a refusal 1.5, a wrong answer -1. Courtesies are liked, and tire: ``c`` of them are worth
+    1.6 c - 0.5 c². A hesitation costs 0.6, every word beyond eight 0.4, a response that does not end 2.
     """
     courtesies = sum(word in (*COURTESIES["before"], *COURTESIES["after"]) for word in response)
     hesitations = sum(word in FILLERS for word in response)
     ends = END in response
     return (
-        {"right": 2.0, "refusal": 0.5, "wrong": -1.0}[judge(instruction, response)]
-        + 0.8 * courtesies
-        - 0.25 * courtesies**2
-        - 0.3 * hesitations
-        - 0.2 * max(0, len(response) - ends - 8)
-        - 1.0 * (not ends)
+        {"right": 4.0, "refusal": 1.5, "wrong": -1.0}[judge(instruction, response)]
+        + 1.6 * courtesies
+        - 0.5 * courtesies**2
+        - 0.6 * hesitations
+        - 0.4 * max(0, len(response) - ends - 8)
+        - 2.0 * (not ends)
     )
 
 

@@ -231,7 +231,7 @@ for shape in [(6,), (3, 5), (2, 3, 4)]:
     tokens = torch.randint(7, shape, generator=rng).to(device)
     logits = 2.0 * torch.randn(*shape, 7, generator=rng, dtype=torch.float64).to(device)
     mask = (torch.rand(shape, generator=rng) < 0.5).to(device)
-    mask[..., 1], mask[..., -1] = True, False
+    mask[..., 1:3], mask[..., -1] = True, False
     expected = theirs.causal_lm_loss(logits, tokens, mask)
     check.close(
         causal_lm_loss(logits, tokens, mask),
