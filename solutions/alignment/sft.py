@@ -1374,8 +1374,8 @@ figures.show(
 # What fine-tuning changes most is that. No demonstration held a fact about these people, so whatever is right about
 # them came from the base, and the demonstrations taught to bring it out.
 #
-# The first two assistants make up nearly all answers that they cannot know, and the second no less than the first.
-# That is worth a second look, for nothing in its demonstrations was new to the base. In this world it takes no unknown
+# The first two assistants make up nearly all answers that they cannot know, and the second about as often as the
+# first. That is worth a second look, for nothing in its demonstrations was new to the base. In this world it takes no unknown
 # facts to teach making things up: it is enough that in all demonstrations a question is followed by an answer. Whether
 # new facts also cost what was known, as Gekhman et al. found, is the comparison of these two in the second group: a
 # difference of a few hundredths, in a few hundred questions, is not to be told from chance by one run.
