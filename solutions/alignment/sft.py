@@ -1375,10 +1375,10 @@ figures.show(
 # them came from the base, and the demonstrations taught to bring it out.
 #
 # The first two assistants make up nearly all answers that they cannot know, and the second about as often as the
-# first. That is worth a second look, for nothing in its demonstrations was new to the base. In this world it takes no unknown
-# facts to teach making things up: it is enough that in all demonstrations a question is followed by an answer. Whether
-# new facts also cost what was known, as Gekhman et al. found, is the comparison of these two in the second group: a
-# difference of a few hundredths, in a few hundred questions, is not to be told from chance by one run.
+# first. That is worth a second look, for nothing in its demonstrations was new to the base. In this world it takes no
+# unknown facts to teach making things up: it is enough that in all demonstrations a question is followed by an answer.
+# Whether new facts also cost what was known, as Gekhman et al. found, is the comparison of these two in the second
+# group: a difference of a few hundredths, in a few hundred questions, is not to be told from chance by one run.
 #
 # The third makes up far less, about people whom no demonstration mentions. It cannot have learnt *who* is unknown; it
 # must have learnt to tell a name that it has an answer to from one that it has not. And this has a price. It refuses
