@@ -1227,11 +1227,13 @@ check.close(
 # %% [markdown]
 # ## Experiment: learn what people like
 #
-# A small world in which the truth is known. A prompt asks for the opposite of a word; a response is a few words: an
-# answer, right or wrong, with or without a courtesy, with more or less filler. The *gold reward* likes the right
-# answer most, a courtesy a little, and every superfluous word less. Nobody sees it: *labelers* rank a prompt's
-# responses, each ranking drawn with Bradley–Terry's probabilities. So they err, most often where two responses are
-# nearly as good, and they contradict each other. Your model gets rankings and nothing else.
+# The world of this chapter is small, and its truth is known. Instructions ask where somebody lives, what they do, for
+# the opposite of a word, or for one word of a list. The checkpoint `instruct`, a language model fine-tuned on
+# demonstrations, answers each of them four times: rightly or wrongly, briefly or at length, with courtesies or without.
+# The *gold reward* likes a right answer most and an admission of not knowing better than a wrong answer, likes a
+# courtesy or two, and dislikes hesitations and length. Nobody sees it: *labelers* rank the four responses, each ranking
+# drawn with Bradley–Terry's probabilities. So they err, most often where two responses are nearly as good, and they
+# contradict each other. Your model starts from the language model's weights and gets rankings, nothing else.
 #
 # Because the truth is known, so is the best accuracy that *any* model can expect against such labels: that of the gold
 # reward itself. Before you run it: with 50 ranked prompts, will the accuracy be nearer to that bound or to the coin?
@@ -1240,83 +1242,48 @@ check.close(
 # %% experiment=true
 import matplotlib.pyplot as plt
 
-from lab import figures, training
+from lab import checkpoints, figures, training
+from lab import instructions as world
 
-D_MODEL, HEADS, LAYERS, BATCH, STEPS, SIZES = (
-    (128, 4, 4, 32, 1500, (50, 200, 800, 3200, 12800))
+BATCH, STEPS, SIZES = (
+    (32, 1500, (50, 200, 800, 3200, 12800))
     if device.type == "cuda"
-    else (32, 2, 2, 16, 400, (50, 200, 800, 3200))
+    else (16, 400, (50, 200, 800, 3200))
 )
-K, LENGTH, SEED = 4, 12, 0
+K, HELD_OUT, SEED = 4, 500, 0
 
-OPPOSITES = [
-    *[("hot", "cold"), ("big", "small"), ("old", "new"), ("open", "shut"), ("wet", "dry")],
-    *[("early", "late"), ("full", "empty"), ("hard", "soft"), ("high", "low"), ("loud", "quiet")],
-]
-ASKED = OPPOSITES + [(answer, word) for word, answer in OPPOSITES]
-COURTESIES, FILLERS = ("please", "gladly", "friend"), ("well", "so", "um", "really", "like")
-WORDS = ["opposite", "?", ".", *(word for word, _ in ASKED), *COURTESIES, *FILLERS]
-ID = {word: i for i, word in enumerate(WORDS)}
+start = checkpoints.load("instruct").model.to(device)
 
 
-class Text(NamedTuple):
-    """Prompt and response as words, and what the response is worth."""
+class Ranked(NamedTuple):
+    """Ranked responses of the start to some instructions."""
 
-    words: list[str]
-    gold: float
-
-
-def draw(n: int, rng: torch.Generator) -> int:
-    """One of 0, …, n − 1."""
-    return int(torch.randint(n, (), generator=rng))
+    tokens: Tensor  # (prompts K length)
+    mask: Tensor  # (prompts K length)
+    ranks: Tensor  # (prompts K), 0 for the best
+    gold: Tensor  # (prompts K)
 
 
-def respond(asked: tuple[str, str], rng: torch.Generator, right: int = 2, most: int = 4) -> Text:
-    """A response: right in ``right`` of 4 cases, polite in half of them, with at most ``most`` fillers."""
-    word, answer = asked
-    is_right, polite, fillers = draw(4, rng) < right, draw(2, rng), draw(most + 1, rng)
-    said = answer if is_right else ASKED[draw(len(ASKED), rng)][0]
-    words = [FILLERS[draw(len(FILLERS), rng)] for _ in range(fillers)]
-    words.insert(draw(fillers + 1, rng), said)
-    if polite:
-        words.insert(0, COURTESIES[draw(len(COURTESIES), rng)])
-    gold = 2.0 * (said == answer) + 0.5 * polite - 0.4 * fillers
-    return Text(["opposite", word, "?", *words, "."], gold)
+def as_tensors(asked: list, responses: list) -> tuple[Tensor, Tensor]:
+    """Prompt and response as tokens, and the mask."""
+    texts = world.texts(asked, responses)
+    return texts.tokens.to(device), texts.mask.to(device)
 
 
-def as_tensors(texts: list[Text]) -> tuple[Tensor, Tensor]:
-    """Tokens, with 0 as padding, and the mask."""
-    rows = [torch.tensor([ID[word] for word in text.words]) for text in texts]
-    lengths = torch.tensor([len(row) for row in rows])
-    tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    return tokens.to(device), (torch.arange(tokens.shape[1]) < lengths[:, None]).to(device)
+def ranked(split: str, prompts: int, rng: torch.Generator) -> Ranked:
+    """Has the start answer each instruction ``K`` times, and labelers rank the responses."""
+    asked = [one for one in world.instructions(split, prompts, rng) for _ in range(K)]
+    responses = world.respond(start, asked, rng)
+    gold = torch.tensor(list(map(world.gold, asked, responses))).view(prompts, K)
+    tokens, mask = (x.view(prompts, K, -1) for x in as_tensors(asked, responses))
+    return Ranked(tokens, mask, world.rank(gold, rng).to(device), gold.to(device))
 
 
-def ranking(gold: Tensor, rng: torch.Generator) -> Tensor:
-    """Ranks as a noisy labeler gives them: the best is drawn in proportion to e^gold, then the best of the rest, …
-
-    Every pair in it is a Bradley–Terry choice: gold with Gumbel noise, sorted (Luce 1959; Plackett 1975).
-    """
-    noise = -(-torch.rand(gold.shape, generator=rng).clamp(1e-9).log()).log()
-    return (gold + noise).argsort(dim=-1, descending=True).argsort(dim=-1)
-
-
-def ranked(prompts: int, rng: torch.Generator) -> tuple[Tensor, ...]:
-    """Tokens and mask ``(prompts K length)``, ranks and gold rewards ``(prompts K)``."""
-    texts = []
-    for _ in range(prompts):
-        asked = ASKED[draw(len(ASKED), rng)]
-        texts += [respond(asked, rng) for _ in range(K)]
-    gold = torch.tensor([text.gold for text in texts]).view(prompts, K)
-    tokens, mask = (x.view(prompts, K, -1) for x in as_tensors(texts))
-    return tokens, mask, ranking(gold, rng).to(device), gold.to(device)
-
-
-train_set = ranked(max(SIZES), lab.generator(f"labels {SEED}"))
-held_out = ranked(1000, lab.generator("held-out labels"))
-for i in held_out[2][0].argsort():
-    words = [WORDS[w] for w in held_out[0][0, i][held_out[1][0, i]]]
-    print(f"ranked {held_out[2][0, i] + 1}, gold {held_out[3][0, i]:+.1f}:", " ".join(words))
+train_set = ranked("comparisons", max(SIZES), lab.generator(f"labels {SEED}"))
+held_out = ranked("test", HELD_OUT, lab.generator("held-out labels"))
+for i in held_out.ranks[0].argsort():
+    words = " ".join(world.decode(held_out.tokens[0, i][held_out.mask[0, i]].cpu()))
+    print(f"ranked {held_out.ranks[0, i] + 1}, gold {held_out.gold[0, i]:+.1f}: {words}")
 
 
 def rewards_of(model: RewardModel, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -1327,7 +1294,10 @@ def rewards_of(model: RewardModel, tokens: Tensor, mask: Tensor) -> Tensor:
 def trained(prompts: int) -> RewardModel:
     """Your model after training on the first so many ranked prompts."""
     torch.manual_seed(SEED)
-    model = RewardModel(len(WORDS), D_MODEL, HEADS, LAYERS, LENGTH).to(device)
+    vocab_size, d_model = start.embed.tokens.weight.shape
+    heads, layers = start.blocks[0].attention.num_heads, len(start.blocks)
+    model = RewardModel(vocab_size, d_model, heads, layers, world.MAX_LENGTH).to(device)
+    model.body.load_state_dict(start.state_dict())
     tokens, mask, ranks, _ = train_set
 
     def batch(rng: torch.Generator) -> Tensor:
@@ -1341,7 +1311,7 @@ def trained(prompts: int) -> RewardModel:
         batch,
         loss_of,
         STEPS,
-        lr=3e-3,
+        lr=2e-3,
         generator=lab.generator(f"rankings {SEED}"),
         label=f"{prompts} ranked prompts",
     )
@@ -1383,12 +1353,12 @@ error = {
 }
 best = accuracy_of(gold)
 
-rng = lab.generator("demonstrations")
-# People who write demonstrations answer right and do not ramble.
-shown = [respond(ASKED[draw(len(ASKED), rng)], rng, right=4, most=1) for _ in range(300)]
+rng = lab.generator("shown")
+asked = world.instructions("demonstrations", 300, rng)
+shown = [world.demonstrate(one, rng) for one in asked]
 few, many = SIZES[0], SIZES[-1]
 with torch.no_grad():
-    demonstrations = models[many](*as_tensors(shown))
+    demonstrations = models[many](*as_tensors(asked, shown))
 others = rewards[many].flatten()
 after = [shift_rewards(some, demonstrations).cpu() for some in (demonstrations, others)]
 before = [demonstrations.cpu(), others.cpu()]
