@@ -1486,7 +1486,7 @@ from lab import checkpoints, training
 from lab import instructions as world
 
 PROMPTS, READ, STEPS, BATCH = (1000, 600, 200, 256) if device.type == "cuda" else (300, 200, 60, 64)
-BETAS, RESPONSES, SEED = (0.02, 0.5), 4, 0
+BETAS, RESPONSES, SEED = (0.02, 1.0), 4, 0
 
 start = checkpoints.load("instruct").model.to(device)
 
@@ -1742,13 +1742,18 @@ for beta in BETAS:
 
 # %% [markdown]
 # In both runs the score rises; that is what PPO does. With the small $\beta$ the gold reward rises with it at first,
-# and then turns, while the score goes on: the policy has found what the reward model praises and people do not. Look at
-# the last answers. Hardly anybody among the start's responses spoke like that, so hardly a ranking told the reward
-# model what it is worth. It learnt where the start goes, and is being read where the start never went. Gao, Schulman
-# and Hilton (2022) measured such curves with far larger models, and found the same shape.
+# and then turns, while the score goes on: the policy has found what the reward model praises and people do not. Among
+# the last answers are some of a kind that hardly occurs at the start, so that hardly a ranking told the reward model
+# what they are worth. It learnt where the start goes, and is being read where the start never went. Gao, Schulman and
+# Hilton (2022) measured such curves with far larger models, and found the same shape.
 #
 # With the larger $\beta$ the score ends lower and the gold reward higher. The penalty knows nothing of what is good. It
-# keeps the policy where the reward model's word is worth something.
+# keeps the policy where the reward model's word is worth something. (Gao, Schulman and Hilton report that in their
+# setting the penalty gave no better gold reward at a given divergence than stopping early would have. Here, in the
+# fourth panel, the gold reward of the larger $\beta$ is the higher one: what a penalty buys depends on the setting.)
+#
+# The dotted lines are $k_3$. Near the start they follow $k_1$; far from it the two part, for a token that the policy
+# has all but given up, and says once more, makes $e^{-u}$ huge.
 #
 # Without the gold reward you would see two rising curves, and the smaller $\beta$ would look like the better choice.
 # What could be seen from the inside? The divergence, and the answers themselves. Change `SEED`, or give the reward
