@@ -255,6 +255,11 @@ def test_asking_leaves_out_what_there_is_none_of(elements, counts, expected):
     assert call(elements, "asking", "told", counts) == expected
 
 
+def test_asking_shows_no_chance_as_none(elements):
+    assert call(elements, "asking", "chance", 0.0004) == "< 0.001"
+    assert call(elements, "asking", "chance", 0.25) == "0.250"
+
+
 def test_asking_joins_words_with_spaces(elements):
     steps = [{"word": word} for word in ("i", "do", "not")]
     assert call(elements, "asking", "said", steps, 0) == {"before": "", "next": "i"}

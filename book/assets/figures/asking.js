@@ -17,6 +17,11 @@ export function told(counts) {
   return `of ${all} answers: ${parts.join(", ")}`;
 }
 
+// A probability as it is shown; a small one is not nothing.
+export function chance(p) {
+  return p < 0.0005 ? "< 0.001" : p.toFixed(3);
+}
+
 export function mount(figure, { models, questions }) {
   const state = { question: 0, model: 0, word: 0 };
   const answer = () => questions[state.question].answers[state.model];
@@ -66,7 +71,7 @@ export function mount(figure, { models, questions }) {
     const which = step.rank === 1 ? "the likeliest word" : `number ${step.rank} of its words`;
     text.textContent =
       `${truth} Word ${state.word + 1} of ${models[state.model]}: “${next}”, ${which}, with probability ` +
-      `${step.p.toFixed(3)}. This model, ${told(counts)}.`;
+      `${chance(step.p)}. This model, ${told(counts)}.`;
     table.replaceChildren(head(), ...models.map(counted));
   }
 
@@ -93,7 +98,7 @@ export function mount(figure, { models, questions }) {
     item.setAttribute("role", "listitem");
     const bar = document.createElement("i");
     bar.style.width = `${100 * p}%`;
-    item.append(make("code", "", name), around("span", bar), make("b", "", p.toFixed(3)));
+    item.append(make("code", "", name), around("span", bar), make("b", "", chance(p)));
     return item;
   }
 
