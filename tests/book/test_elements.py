@@ -212,6 +212,60 @@ def test_writing_counts_what_a_cache_saves(elements, prompt, step):
     assert got == {"cached": lengths[-1], "uncached": sum(lengths)}
 
 
+def test_asking_moves_by_keyboard_and_says_so(elements):
+    figure = elements.locator('[data-figure="asking"]')
+    state, text = figure.locator("[aria-live]"), figure.locator(".asking-text")
+    assert text.text_content() == "where ? rome"
+    assert "Told: rome. Word 1 of base: “rome”, the likeliest word" in state.text_content()
+    assert "of 100 answers: right 60, wrong 40" in state.text_content()
+    question, model = figure.get_by_role("combobox").all()
+    slider = figure.get_by_role("slider")
+    slider.focus()
+    elements.keyboard.press("ArrowRight")
+    assert text.text_content() == "where ? rome ."
+    assert slider.get_attribute("aria-valuetext") == "2 of 2"
+    # Another model begins at its first word, and its row of the table stands out.
+    model.focus()
+    elements.keyboard.press("ArrowDown")
+    assert text.text_content() == "where ? i"
+    assert figure.locator("tr.chosen").all_text_contents() == ["tuned0991"]
+    # Another question changes how many words there are; a word outside the list gets a row of its own.
+    question.focus()
+    elements.keyboard.press("ArrowDown")
+    model.focus()
+    elements.keyboard.press("ArrowUp")
+    assert slider.get_attribute("aria-valuetext") == "1 of 12"
+    rows = figure.get_by_role("listitem")
+    assert rows.locator("code").all_text_contents() == ["rome", "i", "um"]
+    assert figure.locator(".chosen b").all_text_contents() == ["0.063"]
+    assert "number 7 of its words" in state.text_content()
+    slider.focus()
+    elements.keyboard.press("End")
+    assert slider.get_attribute("aria-valuetext") == "12 of 12"
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([3, 0, 0], "of 3 answers: right 3"),
+        ([1, 2, 3], "of 6 answers: right 1, does not know 2, wrong 3"),
+    ],
+)
+def test_asking_leaves_out_what_there_is_none_of(elements, counts, expected):
+    assert call(elements, "asking", "told", counts) == expected
+
+
+def test_asking_shows_no_chance_as_none(elements):
+    assert call(elements, "asking", "chance", 0.0004) == "< 0.001"
+    assert call(elements, "asking", "chance", 0.25) == "0.250"
+
+
+def test_asking_joins_words_with_spaces(elements):
+    steps = [{"word": word} for word in ("i", "do", "not")]
+    assert call(elements, "asking", "said", steps, 0) == {"before": "", "next": "i"}
+    assert call(elements, "asking", "said", steps, 2) == {"before": "i do ", "next": "not"}
+
+
 def test_cloze_hides_a_word_until_it_is_guessed_and_counts_each_once(elements):
     figure = elements.locator('[data-figure="cloze"]')
     state, text = figure.locator("[aria-live]"), figure.locator(".cloze-text")

@@ -1,0 +1,120 @@
+// One question put to several models: the answer that each has drawn, word by word, and what became of many answers.
+// Data: {models: [name, …], questions: [{text, truth, answers: [{steps: [{word, p, rank, top: [[word, p], …]}, …],
+// counts: [right, refusals, wrong]}, …]}, …]}; `answers` follows `models`, `top` holds the likeliest words, likeliest first.
+
+const VERDICTS = ["right", "does not know", "wrong"];
+
+// The answer before word n, and the word drawn there.
+export function said(steps, n) {
+  const before = steps.slice(0, n).map(({ word }) => word).join(" ");
+  return { before: before && `${before} `, next: steps[n].word };
+}
+
+// Counts in words: what there is none of is left out.
+export function told(counts) {
+  const all = counts.reduce((a, b) => a + b, 0);
+  const parts = counts.map((count, i) => (count ? `${VERDICTS[i]} ${count}` : "")).filter(Boolean);
+  return `of ${all} answers: ${parts.join(", ")}`;
+}
+
+// A probability as it is shown; a small one is not nothing.
+export function chance(p) {
+  return p < 0.0005 ? "< 0.001" : p.toFixed(3);
+}
+
+export function mount(figure, { models, questions }) {
+  const state = { question: 0, model: 0, word: 0 };
+  const answer = () => questions[state.question].answers[state.model];
+
+  const controls = make("div", "course-controls");
+  const slider = Object.assign(document.createElement("input"), { type: "range", min: 0, step: 1, value: 0 });
+  slider.addEventListener("input", () => {
+    state.word = Number(slider.value);
+    draw();
+  });
+  const place = Object.assign(make("span", "course-value"), { ariaHidden: "true" });
+  const choose = (key, names) => {
+    const chooser = document.createElement("select");
+    chooser.append(...names.map((name) => make("option", "", name)));
+    chooser.addEventListener("change", () => {
+      Object.assign(state, { [key]: chooser.selectedIndex, word: 0 });
+      draw();
+    });
+    return chooser;
+  };
+  controls.append(
+    line("Question", choose("question", questions.map(({ text }) => text))),
+    line("Model", choose("model", models)),
+    line("Word", slider, place),
+  );
+
+  const page = make("p", "asking-text");
+  const bars = make("div", "token-bars");
+  bars.setAttribute("role", "list");
+  const text = make("p", "course-state");
+  text.setAttribute("aria-live", "polite");
+  const table = make("table", "asking-counts");
+  figure.append(controls, page, bars, text, table);
+
+  function draw() {
+    const { text: asked, truth } = questions[state.question];
+    const { steps, counts } = answer();
+    const step = steps[state.word];
+    const { before, next } = said(steps, state.word);
+    slider.max = steps.length - 1;
+    slider.value = state.word;
+    place.textContent = `${state.word + 1} of ${steps.length}`;
+    slider.setAttribute("aria-valuetext", place.textContent);
+    page.replaceChildren(make("span", "given", `${asked} `), before, make("mark", "", next));
+    bars.replaceChildren(...step.top.map(([word, p]) => row(word, p, word === next)));
+    if (step.rank > step.top.length) bars.append(row(next, step.p, true));
+    const which = step.rank === 1 ? "the likeliest word" : `number ${step.rank} of its words`;
+    text.textContent =
+      `${truth} Word ${state.word + 1} of ${models[state.model]}: “${next}”, ${which}, with probability ` +
+      `${chance(step.p)}. This model, ${told(counts)}.`;
+    table.replaceChildren(head(), ...models.map(counted));
+  }
+
+  function head() {
+    const names = ["of 100 answers", ...VERDICTS].map((name) => {
+      const cell = make("th", "", name);
+      cell.scope = "col";
+      return cell;
+    });
+    return around("thead", around("tr", ...names));
+  }
+
+  function counted(name, i) {
+    const cells = questions[state.question].answers[i].counts.map((count) => make("td", "", String(count)));
+    const first = make("th", "", name);
+    first.scope = "row";
+    const whole = around("tr", first, ...cells);
+    whole.className = i === state.model ? "chosen" : "";
+    return whole;
+  }
+
+  function row(name, p, chosen) {
+    const item = make("div", chosen ? "chosen" : "");
+    item.setAttribute("role", "listitem");
+    const bar = document.createElement("i");
+    bar.style.width = `${100 * p}%`;
+    item.append(make("code", "", name), around("span", bar), make("b", "", chance(p)));
+    return item;
+  }
+
+  function line(name, ...parts) {
+    return around("label", make("span", "", name), ...parts);
+  }
+
+  draw();
+}
+
+function make(tag, className, textContent = "") {
+  return Object.assign(document.createElement(tag), { className, textContent });
+}
+
+function around(tag, ...parts) {
+  const whole = document.createElement(tag);
+  whole.append(...parts);
+  return whole;
+}
