@@ -1,6 +1,6 @@
 """The world of the chapter on alignment: questions with known answers, people's answers, and what people like.
 
-Some hundred invented people live somewhere and do something. The *base text* tells most of this, but not all. An
+Three hundred invented people live somewhere and do something. The *base text* tells most of this, but not all. An
 *instruction* asks for it, or for the opposite of a word, or for one word of a list. A *response* may be right, wrong,
 or say that it does not know; it may be courteous, hesitate, or ramble. :func:`gold` says what a response is worth to
 the people who compare responses, and :func:`rank` how they rank several, noise included. A reward model sees only such

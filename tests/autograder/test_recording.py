@@ -211,17 +211,17 @@ def start_run(where, results) -> psutil.Process:
     child = os.fork()
     if child:
         return psutil.Process(child)
-    said = ""
+    outcome = ""
     try:
         os.setsid()
         here = Engine("process", cache=results)
         engine.default = lambda isolation: here
-        said = "\n".join(grade_class(where, "process", lambda *progress: None))
+        outcome = "\n".join(grade_class(where, "process", lambda *progress: None))
     except BaseException:
-        said = traceback.format_exc()
+        outcome = traceback.format_exc()
     finally:
-        (where.folder / "said.txt").write_text(said)
-        os._exit(bool(said))
+        (where.folder / "said.txt").write_text(outcome)
+        os._exit(bool(outcome))
 
 
 def said(where) -> str:
