@@ -95,7 +95,7 @@ class SelfCheck(SphinxDirective):
         legend, messages = self.state.inline_text(self.arguments[0], self.lineno)
         return [
             raw('<fieldset class="self-check"><legend>'),
-            *legend,
+            nodes.inline("", "", *legend),  # Sphinx writes a link only into a text element
             raw("</legend>"),
             *[node for _, parts in items for node in parts],
             raw("</fieldset>"),
@@ -119,12 +119,10 @@ class SelfCheck(SphinxDirective):
         return right, [
             raw(
                 f'<div class="option {"right" if right else "wrong"}"><label>'
-                f'<input type="radio" name="{group}" aria-describedby="{reply}"{_name(option)}> <span>'
+                f'<input type="radio" name="{group}" aria-describedby="{reply}"{_name(option)}> '
             ),
-            *option.children,
-            raw(
-                f'</span></label><div class="reply" id="{reply}"><p class="verdict">{verdict}</p>\n'
-            ),
+            nodes.inline("", "", *option.children),
+            raw(f'</label><div class="reply" id="{reply}"><p class="verdict">{verdict}</p>\n'),
             *item.children[1:],
             raw("</div></div>"),
         ]

@@ -216,6 +216,17 @@ def test_no_link_within_the_book_is_broken(published):
     assert not broken
 
 
+def test_no_block_is_published_as_its_own_source(published):
+    """A fence of backticks whose first line has a backtick is none: its page shows what should have been made of it."""
+    unread = {}
+    for name in published.pages:
+        text = (published.folder / name).read_text(encoding="utf-8")
+        prose = re.sub(r"<(pre|script)\b.*?</\1>", "", text, flags=re.DOTALL)
+        if fences := re.findall(r"(?:```|:::)\{?[\w-]*", prose):
+            unread[name] = fences
+    assert not unread
+
+
 def test_every_exercise_can_be_downloaded(site):
     shown = [name for name in site.pages if name.startswith("exercises/")]
     assert shown
