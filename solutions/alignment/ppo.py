@@ -905,7 +905,7 @@ for bad, says in [
 #
 # Read it case by case:
 #
-# | | $\rho < 1 - \varepsilon$ | between | $\rho > 1 + \varepsilon$ |
+# | advantage | low: $\rho < 1 - \varepsilon$ | between | high: $\rho > 1 + \varepsilon$ |
 # | --- | --- | --- | --- |
 # | $\hat A > 0$: more often! | $\rho \hat A$ | $\rho \hat A$ | $(1 + \varepsilon) \hat A$, **flat** |
 # | $\hat A < 0$: less often! | $(1 - \varepsilon) \hat A$, **flat** | $\rho \hat A$ | $\rho \hat A$ |
