@@ -116,11 +116,8 @@ export function mount(figure, { features, checked, tried, rounds, fresh }) {
 
   // As the people of this world rank: each answer's worth, with Gumbel noise on top, best first.
   function byPeople(answers) {
-    const worth = answers.map(({ gold }) => gold - Math.log(-Math.log(random())));
-    return answers.map(({ f }) => f).sort((a, b) => worthOf(b) - worthOf(a));
-    function worthOf(f) {
-      return worth[answers.findIndex((answer) => answer.f === f)];
-    }
+    const worth = new Map(answers.map(({ f, gold }) => [f, gold - Math.log(-Math.log(random()))]));
+    return [...worth.keys()].sort((a, b) => worth.get(b) - worth.get(a));
   }
 
   function pick(i) {
@@ -134,7 +131,7 @@ export function mount(figure, { features, checked, tried, rounds, fresh }) {
       state.picked = [];
     }
     draw();
-    answers.querySelector("button").focus();
+    answers.querySelector('[aria-pressed="false"]').focus();
   }
 
   function draw() {
