@@ -49,7 +49,7 @@ export function mount(figure, { questions, methods, seeds, runs }) {
 
   function draw() {
     const all = points();
-    const { step, kl, right, refusals, said } = all[state.point];
+    const { step, kl, right, refusals } = all[state.point];
     const gain = gains(all)[state.point];
     slider.max = all.length - 1;
     slider.value = state.point;
@@ -63,13 +63,15 @@ export function mount(figure, { questions, methods, seeds, runs }) {
     svg.setAttribute("aria-label", `Gains in learnt and gold reward against the divergence. ${text.textContent}`);
     table.replaceChildren(
       around("thead", around("tr", ...["Question", "Answer", "", "Gold"].map((name) => head(name, "col")))),
-      ...questions.map((question, i) => {
-        const [answer, verdict, gold] = said[i];
-        const asked = head(question.text, "row");
-        asked.title = question.truth;
-        return around("tr", asked, make("td", "", answer), make("td", "", verdict), make("td", "", signed(gold)));
-      }),
+      around("tbody", ...questions.map(row)),
     );
+  }
+
+  function row({ text: question, truth }, i) {
+    const [answer, verdict, gold] = points()[state.point].said[i];
+    const asked = head(`${question} `, "row");
+    asked.append(make("span", "course-caption", truth));
+    return around("tr", asked, make("td", "", answer), make("td", "", verdict), make("td", "", signed(gold)));
   }
 
   draw();
