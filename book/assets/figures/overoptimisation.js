@@ -62,7 +62,7 @@ export function mount(figure, { questions, methods, seeds, runs }) {
     plot(svg, runs[state.method].flat(), all, state.point);
     svg.setAttribute("aria-label", `Gains in learnt and gold reward against the divergence. ${text.textContent}`);
     table.replaceChildren(
-      around("thead", around("tr", ...["Question", "Answer", "", "Gold"].map((name) => head(name, "col")))),
+      around("thead", around("tr", ...["Question", "Answer", "Judged", "Gold"].map((name) => head(name, "col")))),
       around("tbody", ...questions.map(row)),
     );
   }
@@ -78,9 +78,7 @@ export function mount(figure, { questions, methods, seeds, runs }) {
 }
 
 function head(name, scope) {
-  const cell = make(name ? "th" : "td", "", name);
-  if (name) cell.scope = scope;
-  return cell;
+  return Object.assign(make("th", "", name), { scope });
 }
 
 function plot(svg, scale, points, chosen) {

@@ -94,7 +94,7 @@ export function mount(figure, { features, checked, tried, rounds, fresh }) {
     state.sees = sees.checked;
     draw();
   });
-  const choice = around("label", sees, make("span", "", `The reward model can see: ${checked}`));
+  const choice = around("label", sees, make("span", "", `The reward model can see “${checked}”`));
   choice.className = "preferences-choice";
   const weights = make("div", "preferences-weights");
   weights.setAttribute("role", "list");
