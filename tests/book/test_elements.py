@@ -267,6 +267,42 @@ def test_asking_joins_words_with_spaces(elements):
     assert call(elements, "asking", "said", steps, 2) == {"before": "i do ", "next": "not"}
 
 
+@pytest.mark.parametrize(
+    ("turn", "tokens", "window", "first", "again"),
+    [
+        (1, 150, 4096, 1, 150),
+        (5, 400, 2048, 1, 6000),
+        (6, 400, 2048, 2, 8000),
+        (3, 100, 100, 3, 300),
+    ],
+)
+def test_conversation_keeps_the_latest_turns_that_fit(elements, turn, tokens, window, first, again):
+    got = call(elements, "conversation", "prompt", turn, tokens, window)
+    assert got["first"] == first
+    assert got["read"] == (turn - first + 1) * tokens <= window
+    read = call(elements, "conversation", "reading", turn, tokens, window)
+    assert read == {"again": again, "kept": turn * tokens}
+
+
+def test_conversation_moves_by_keyboard_and_says_so(elements):
+    figure = elements.locator('[data-figure="conversation"]')
+    state = figure.locator("[aria-live]")
+    assert state.text_content().startswith(
+        "For turn 1 the model reads this turn, 400 of 2,048 tokens."
+    )
+    figure.get_by_role("slider").focus()
+    elements.keyboard.press("End")
+    assert (
+        "reads turns 8 to 12, 2,000 of 2,048 tokens. Turns 1 to 7 are forgotten."
+        in state.text_content()
+    )
+    assert figure.locator(".forgotten").count() == 7 and figure.locator(".seen").count() == 5
+    # A window of 1,024 holds two turns.
+    figure.get_by_role("combobox", name="Context window").select_option("1024")
+    assert figure.locator(".seen").count() == 2
+    assert "sees 2, up to turn 12" in figure.get_by_role("img").get_attribute("aria-label")
+
+
 def test_cloze_hides_a_word_until_it_is_guessed_and_counts_each_once(elements):
     figure = elements.locator('[data-figure="cloze"]')
     state, text = figure.locator("[aria-live]"), figure.locator(".cloze-text")
