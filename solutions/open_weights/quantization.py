@@ -42,12 +42,13 @@ device = lab.device()
 # s q      2.1   -0.6    0.0   -0.9          what the model computes with
 # ```
 #
-# How large should $s$ be? A signed integer of $b$ bits goes from $-2^{b-1}$ to $2^{b-1} - 1$: 8 bits from $-128$ to 127.
-# Leave out the lowest, so that the levels are the same on both sides of 0, and the outermost is
+# How large should $s$ be? A signed integer of $b$ bits goes from $-2^{b-1}$ to $2^{b-1} - 1$, from $-128$ to 127
+# for 8 bits. Leave out the lowest, so that the levels are the same on both sides of 0, and the outermost is
 # $q_{\max} = 2^{b-1} - 1$: 127 for 8 bits, 7 for 4 bits, 1 for 2. *Absmax* quantisation puts it on the largest weight:
 #
 # $$s = \frac{\max_i |w_i|}{q_{\max}}, \qquad
-# q_i = \operatorname{clamp}\!\big(\operatorname{round}(w_i / s),\, -q_{\max},\, q_{\max}\big), \qquad \hat w_i = s\, q_i.$$
+# q_i = \operatorname{clamp}\!\big(\operatorname{round}(w_i / s),\, -q_{\max},\, q_{\max}\big), \qquad
+# \hat w_i = s\, q_i.$$
 #
 # With this $s$ no weight lies outside. The clamp is for scales that come from elsewhere: rounded to 16 bits to save
 # space, or made smaller on purpose, so that a few large weights are cut off and all others get finer levels. Clamp
@@ -294,8 +295,8 @@ check.that(half.dtype == torch.float16, "The weights must have the dtype of the 
 # ## 2 · What rounding costs
 #
 # Let $e = \hat w - w$ be the error of one weight. Rounding to the nearest of levels at distance $s$ leaves $e$ between
-# $-\frac s2$ and $\frac s2$. If the weights are spread over many levels, no place within a step is preferred, and $e$ is
-# uniform there, with density $\frac1s$. Its mean is 0 and its mean square
+# $-\frac s2$ and $\frac s2$. If the weights are spread over many levels, no place within a step is preferred, and
+# $e$ is uniform there, with density $\frac1s$. Its mean is 0 and its mean square
 #
 # $$\mathbb E[e^2] = \int_{-s/2}^{s/2} e^2\, \frac{\mathrm de}{s}
 # = \frac1s \cdot \frac{2}{3}\Big(\frac s2\Big)^3 = \frac{s^2}{12}.$$
@@ -373,7 +374,7 @@ check.close(
 check.close(
     predicted_signal_to_noise(torch.tensor([[1.0, -1.0], [2.0, 0.0]]), bits=2),
     10 * math.log10(6 / (10 / 12)),
-    because="Σ w² = 6 and Σ s²/12 = 10/12, each weight with the step of its own row. Powers are added up, not decibels.",
+    because="Σ w² = 6 and Σ s²/12 = 10/12, each weight with the step of its own row. It is powers that add up.",
 )
 check.raises(
     ValueError,
@@ -444,9 +445,9 @@ for bad in (weights[:1], weights[None], weights[..., :1]):
 #
 # The last group may be shorter. No group reaches from one row into the next.
 #
-# In the predicted ratio it is the term $a / \sigma$ that shrinks. Without outliers it does so slowly, for the largest of
-# $g$ normal numbers grows roughly like $\sqrt{2 \ln g}$. With outliers it is the whole point: they ruin $g$ weights and
-# no more.
+# In the predicted ratio it is the term $a / \sigma$ that shrinks. Without outliers it does so slowly, for the largest
+# of $g$ normal numbers grows roughly like $\sqrt{2 \ln g}$. With outliers it is the whole point: they ruin $g$ weights
+# and no more.
 #
 # And the price: scales have to be kept too. A scale of 16 bits for every $g$ weights of $b$ bits makes
 #
@@ -681,7 +682,7 @@ def pack_int4(values: Int8[Tensor, "... n"]) -> UInt8[Tensor, "... bytes"]:
     if ((values < -8) | (values > 7)).any():
         raise ValueError("values must lie between −8 and 7: four bits hold no others")
     nibbles = F.pad(values, (0, values.shape[-1] % 2)).to(torch.uint8) & 15
-    return nibbles[..., 0::2] | nibbles[..., 1::2] << 4
+    return nibbles[..., ::2] | nibbles[..., 1::2] << 4
     ### END SOLUTION
 
 
@@ -709,8 +710,8 @@ check.that(packed.dtype == torch.uint8, "Bytes are uint8.")
 check.close(
     packed,
     [[227, 8], [1, 7]],
-    because="3 and −2 make 0011 and 1110, the byte 1110 0011 = 227: the first value is in the low half. Of three values "
-    "the last stands alone in its byte.",
+    because="3 and −2 make 0011 and 1110, the byte 1110 0011 = 227: the first value is in the low half. Of three "
+    "values the last stands alone in its byte.",
 )
 check.raises(
     ValueError,
@@ -811,8 +812,8 @@ for n in (0, 11, 12, 15, 16, 28):
 # Tensors that belong to a layer and are not trained are *buffers*: `self.register_buffer("values", values)` makes
 # `self.values`, which moves to another device with the module and is saved in its `state_dict`. A parameter would not
 # even be possible: integers have no gradients. But gradients must pass *through* the layer to its input. QLoRA
-# (Dettmers et al. 2023) trains small matrices of real numbers beside a model that is frozen in 4 bits, and the gradients
-# that reach them have come through the frozen layers above.
+# (Dettmers et al. 2023) trains small matrices of real numbers beside a model that is frozen in 4 bits, and the
+# gradients that reach them have come through the frozen layers above.
 
 
 # %% solution="layer"
@@ -985,8 +986,8 @@ for bits in (0, 2, 5, 16):
 #
 # Trained weights are nearly normally distributed, many near 0 and few far out. Equal steps spend as many levels on the
 # few as on the many. QLoRA (Dettmers et al. 2023) lays the levels so that about as many weights fall on each: at
-# *quantiles* of the normal distribution, the values below which given shares of it lie. This is *NormalFloat*, NF4 with 4
-# bits.
+# *quantiles* of the normal distribution, the values below which given shares of it lie. This is *NormalFloat*, NF4
+# with 4 bits.
 #
 # Let $\Phi^{-1}(p)$ be the value below which a normal variable falls with probability $p$. It is
 # `torch.special.ndtri`, and $\Phi^{-1}(\frac12) = 0$. The levels of $b$ bits, as the authors' code lays them:
@@ -998,8 +999,8 @@ for bits in (0, 2, 5, 16):
 # - 0 itself, so that a weight of 0 stays 0;
 # - all divided by $\Phi^{-1}(p_{\max})$, so that they go from $-1$ to 1.
 #
-# Probability 1 would lie at infinity, so $p_{\max}$ stays half a share below it. A share is one in $2^b$ or, on the side
-# with fewer levels, one in $2^b - 1$; the mean of both is taken:
+# Probability 1 would lie at infinity, so $p_{\max}$ stays half a share below it. A share is one in $2^b$ or, on the
+# side with fewer levels, one in $2^b - 1$; the mean of both is taken:
 #
 # $$p_{\max} = 1 - \frac12 \left(\frac{1}{2 \cdot 2^b} + \frac{1}{2\,(2^b - 1)}\right),$$
 #
@@ -1022,13 +1023,11 @@ def normal_float_levels(bits: int) -> Float[Tensor, "levels"]:
     highest = 1 - (1 / (2 * count) + 1 / (2 * (count - 1))) / 2
 
     def side(number: int) -> Float[Tensor, "number"]:
-        """So many quantiles, descending from the highest."""
-        shares = torch.linspace(highest, 0.5, number + 1, dtype=torch.float64)[:-1]
-        return torch.special.ndtri(shares)
+        """So many positive quantiles, up to the highest."""
+        return torch.special.ndtri(torch.linspace(0.5, highest, number + 1)[1:])
 
-    positive, negative = side(count // 2), -side(count // 2 - 1)
-    levels = torch.cat([negative, positive.new_zeros(1), positive.flip(0)])
-    return (levels / levels.max()).float()
+    levels = torch.cat([-side(count // 2 - 1), torch.zeros(1), side(count // 2)])
+    return (levels / levels.max()).sort().values
     ### END SOLUTION
 
 
@@ -1046,19 +1045,18 @@ def codebook_quantize(
         Indices, ``int64``, and scales, in the dtype of ``weights``. Half-way between two levels either is right.
     """
     ### BEGIN SOLUTION
-    levels = levels.to(weights)
     scale = weights.abs().amax(dim=-1)
-    relative = weights / scale.masked_fill(scale == 0, 1.0)[..., None]
-    return torch.bucketize(relative, (levels[1:] + levels[:-1]) / 2), scale
+    relative = (weights / scale[..., None]).nan_to_num()  # 0/0 is to be 0
+    return (relative[..., None] - levels).abs().argmin(dim=-1), scale
     ### END SOLUTION
 
 
 def codebook_dequantize(
     indices: Int[Tensor, "... n"], scale: Float[Tensor, "..."], levels: Float[Tensor, "levels"]
 ) -> Float[Tensor, "... n"]:
-    """The weights that the indices stand for, in the dtype of ``scale``."""
+    """The weights that the indices stand for."""
     ### BEGIN SOLUTION
-    return levels.to(scale)[indices] * scale[..., None]
+    return levels[indices] * scale[..., None]
     ### END SOLUTION
 
 
@@ -1080,8 +1078,8 @@ for case, levels in zip(cases, each(normal_float_levels, cases), strict=True):
     check.close(
         levels,
         theirs.normal_float_levels(*case),
-        because="2^(bits − 1) positive quantiles, 0, and one negative quantile fewer, ascending, divided by the largest. "
-        "The highest probability depends on bits as the formula says.",
+        because="2^(bits − 1) positive quantiles, 0, and one negative quantile fewer, ascending, divided by the "
+        "largest. The highest probability depends on bits as the formula says.",
     )
 check.that(levels.dtype == torch.float32, "The levels must be float32.")
 ### END HIDDEN TESTS
@@ -1131,7 +1129,6 @@ for (weights, levels), (indices, scale) in zip(cases, each(codebook_quantize, ca
     )
     backward.append((right, largest + 0.25, levels))
 for case, weights in zip(backward, each(codebook_dequantize, backward), strict=True):
-    check.that(weights.dtype == torch.float64, "The weights must have the dtype of the scale.")
     check.close(
         weights,
         theirs.codebook_dequantize(*case),
@@ -1151,3 +1148,286 @@ check.close(indices, right, because="In a vector of zeros every index is that of
 # single weight is 60 times as large as the standard deviation of the others. What do the others become at 4 bits, and
 # why? What do groups of 32 change, for how many weights, and at what price? And why does rounding towards zero cost one
 # bit? (5 to 9 sentences.)
+
+# %% [markdown]
+# ## Experiment: perplexity against bytes
+#
+# The course's small GPT was trained on plays of Shakespeare, character by character. Quantise every one of its
+# matrices with your functions, embeddings included, to 8, 4, 3 and 2 bits, with one scale for a matrix, for a row
+# and for groups. Scales are rounded to 16 bits and counted; biases and norms, which are few, stay at 16 bits. Then read
+# three plays that it has not seen and measure the perplexity. Nothing is drawn at random: the plays are the repetitions.
+#
+# On the right, one of its matrices: the signal-to-noise ratio that your quantiser has, and what $s^2/12$ predicts.
+#
+# Before you run it: the same number of bytes can be spent on more bits, or on more scales. Which is better? And down to
+# how many bits will the prediction hold?
+
+# %% experiment=true
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+from tqdm.auto import tqdm
+
+from lab import checkpoints, data, figures
+
+# Characters of each play, a multiple of WINDOW · BATCH, and sizes of groups, which divide every width of the model.
+CHARACTERS, GROUPS = (65_536, (64, 32, 16, 8)) if device.type == "cuda" else (4096, (32, 8))
+BITS, WINDOW, BATCH, START = (8, 4, 3, 2), 64, 64, 10_000
+GROUPINGS = ("matrix", "row", *GROUPS)
+
+gpt = checkpoints.load("gpt")
+model = gpt.model.to(device)
+trained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+plays = {
+    play.title: gpt.encode(play.text[START : START + CHARACTERS + 1]).to(device)
+    for play in data.plays()
+    if play.split == "test"
+}
+
+
+class Measured(NamedTuple):
+    """A model's size, all told, and its perplexity on each play."""
+
+    megabytes: float
+    perplexities: list[float]
+
+    def mean(self) -> float:
+        """The mean perplexity of the plays."""
+        return sum(self.perplexities) / len(self.perplexities)
+
+
+@torch.no_grad()
+def perplexities(state: dict[str, Tensor]) -> list[float]:
+    """The perplexity of a character, on each play, of the model with these weights."""
+    model.load_state_dict(state)
+    found = []
+    for tokens in plays.values():
+        inputs = tokens[:-1].view(-1, WINDOW).split(BATCH)
+        targets = tokens[1:].view(-1, WINDOW).split(BATCH)
+        losses = [
+            F.cross_entropy(model(some).flatten(0, 1), right.flatten()).item()
+            for some, right in zip(inputs, targets, strict=True)
+        ]
+        found.append(math.exp(sum(losses) / len(losses)))
+    return found
+
+
+def measure(approximate, state: dict[str, Tensor]) -> Measured:
+    """The model after ``approximate``, which gives for a matrix another one and its size in bits."""
+    bits, changed = 0, {}
+    for name, tensor in state.items():
+        changed[name], size = tensor, 16 * tensor.numel()
+        if tensor.dim() == 2:
+            changed[name], size = approximate(tensor)
+        bits += size
+    return Measured(bits / 8e6, perplexities(changed))
+
+
+def with_integers(bits: int, grouping: str | int):
+    """Your absmax quantisation, with a scale for each "matrix", each "row" or groups of a size."""
+
+    def approximate(matrix: Tensor) -> tuple[Tensor, float]:
+        rows = matrix.reshape(1, -1) if grouping == "matrix" else matrix
+        columns = rows.shape[1]
+        size = grouping if isinstance(grouping, int) else columns
+        values, scales = quantize_groups(rows, bits, size)
+        kept = dequantize_groups(values, scales.half().float(), size)
+        return kept.view_as(matrix), bits_per_weight(columns, bits, size) * matrix.numel()
+
+    return approximate
+
+
+def with_normal_float(bits: int, grouping: str | int):
+    """Your NormalFloat, with a scale for each "row" or groups of a size."""
+    levels = normal_float_levels(bits).to(device)
+
+    def approximate(matrix: Tensor) -> tuple[Tensor, float]:
+        columns = matrix.shape[1]
+        size = grouping if isinstance(grouping, int) else columns
+        indices, scale = codebook_quantize(matrix.reshape(-1, size), levels)
+        kept = codebook_dequantize(indices, scale.half().float(), levels)
+        return kept.view_as(matrix), bits_per_weight(columns, bits, size) * matrix.numel()
+
+    return approximate
+
+
+def told(grouping: str | int) -> str:
+    """What has a scale, in words."""
+    return f"groups of {grouping}" if isinstance(grouping, int) else f"a {grouping}"
+
+
+ways = {(f"{bits} bits", g): with_integers(bits, g) for bits in BITS for g in GROUPINGS}
+ways |= {("NF4", g): with_normal_float(4, g) for g in GROUPINGS[1:]}
+full = measure(lambda matrix: (matrix, 16 * matrix.numel()), trained)
+measured = {way: measure(ways[way], trained) for way in tqdm(ways, desc="quantised models")}
+
+print(f"perplexity on {', '.join(plays)}:")
+print(f"16 bits{'':27}{full.megabytes:.3f} MB", *(f"{x:9.3f}" for x in full.perplexities))
+for (kind, grouping), one in measured.items():
+    numbers = (f"{x:9.3f}" for x in one.perplexities)
+    print(f"{kind:8}{'scale for ' + told(grouping):26}{one.megabytes:.3f} MB", *numbers)
+
+matrix = trained["blocks.0.feed_forward.0.weight"]
+vectors = {
+    "matrix": matrix.reshape(1, -1),
+    "row": matrix,
+    GROUPS[0]: matrix.reshape(-1, GROUPS[0]),
+}
+ratios = {}  # measured and predicted
+for grouping, rows in vectors.items():
+    for bits in range(2, 9):
+        scale = absmax_scale(rows, bits)
+        got = signal_to_noise(rows, dequantize(quantize(rows, scale, bits), scale))
+        ratios[grouping, bits] = got.item(), predicted_signal_to_noise(rows, bits).item()
+
+figures.use_style()
+fig, (ax, ax_ratio) = plt.subplots(1, 2, figsize=(10.5, 4.2), width_ratios=[1.4, 1])
+marks = dict(zip(GROUPINGS, "osD^vP", strict=False))
+for i, kind in enumerate(dict.fromkeys(kind for kind, _ in measured)):
+    found = {grouping: one for (k, grouping), one in measured.items() if k == kind}
+    line = "--" if kind == "NF4" else "-"
+    sizes, means = zip(*((one.megabytes, one.mean()) for one in found.values()), strict=True)
+    ax.plot(sizes, means, line, color=f"C{i}", label=kind)
+    for grouping, one in found.items():
+        three = one.perplexities
+        ax.plot([one.megabytes] * len(three), three, marks[grouping], color=f"C{i}", markersize=4)
+for grouping, mark in marks.items():
+    ax.plot([], [], mark, color="grey", markersize=4, label=f"a scale for {told(grouping)}")
+ax.axhline(full.mean(), color="grey", linewidth=0.8, linestyle=":")
+ax.set(
+    yscale="log",
+    xlabel=f"megabytes, scales included ({full.megabytes:.2f} at 16 bits, dotted)",
+    ylabel="perplexity",
+    title="three plays that the model has not seen",
+)
+ax.set_yticks([6, 8, 10, 20, 40, 80], ["6", "8", "10", "20", "40", "80"])
+ax.minorticks_off()
+ax.legend(fontsize=8, ncols=2)
+for i, grouping in enumerate(vectors):
+    got, predicted = zip(*(ratios[grouping, bits] for bits in range(2, 9)), strict=True)
+    ax_ratio.plot(range(2, 9), got, marks[grouping], color=f"C{i}", label=told(grouping))
+    ax_ratio.plot(range(2, 9), predicted, color=f"C{i}", linewidth=0.9)
+ax_ratio.set(xlabel="bits", ylabel="dB", title="signal to noise: measured, lines by s²/12")
+ax_ratio.legend(fontsize=8, title="a scale for", title_fontsize=8)
+figures.show(
+    fig,
+    alt=f"Perplexity against size, the mean of three plays. At 16 bits, {full.megabytes:.2f} megabytes: "
+    f"{full.mean():.2f}. "
+    + " ".join(
+        f"{kind}, a scale for {told(grouping)}, {one.megabytes:.3f} megabytes: {one.mean():.2f}."
+        for (kind, grouping), one in measured.items()
+    )
+    + " Signal-to-noise ratio of one matrix, measured and predicted, in decibels: "
+    + "; ".join(
+        f"{bits} bits, a scale for {told(grouping)}: {got:.1f} and {predicted:.1f}"
+        for (grouping, bits), (got, predicted) in ratios.items()
+    )
+    + ".",
+)
+
+# %% [markdown]
+# Eight bits cost nothing that could be seen. Four bits cost little if there is a scale for each row or group, and a
+# good deal if there is one for each matrix. Below that it gets steep.
+#
+# Each line goes from few scales to many, and with integers more scales help. But look at what they cost. Three bits
+# with a scale for every 8 weights take more bytes than 4 bits with a scale for every 32, and are worse; whoever does not
+# count the scales takes them for the smaller model. NF4 lays its 16 levels elsewhere. It gains where a scale serves a
+# whole row, for which the quantiles of a normal distribution are made. Among 8 or 32 weights, divided by the largest of
+# them, it gains nothing here.
+#
+# On the right each bit is worth about 6 dB, and the measured ratios lie on the lines down to 3 bits. With 2 bits there
+# are three levels. Most weights become 0, the error is no longer uniform, and its mean square is not $s^2/12$.
+#
+# This is one small model made smaller and smaller. Dettmers and Zettlemoyer (2023) compared models of up to 176 billion
+# parameters at equal numbers of bits in all, large ones of few bits each against small ones of many, and found 4 bits
+# the best choice nearly everywhere. And rounding to the nearest looks at each weight alone. GPTQ (Frantar et al. 2022)
+# rounds column after column, and corrects the columns still to come for the error that was made.
+#
+# ### Outliers
+#
+# The weights of this small model hardly have outliers, so a scale for each row was nearly as good as groups. Give it
+# some, without changing what it computes: divide one component of each layer norm by 16, and multiply by 16 the column
+# of the matrix that reads it. The two cancel, so at full precision the model is the same function. But in every row of
+# these matrices one weight now tends to be far larger than the others. In large models outliers arise by themselves,
+# above all in the activations (Dettmers et al. 2022), and SmoothQuant (Xiao et al. 2022) uses the same two factors to
+# move them from there into the weights.
+#
+# Before you run it: what happens to 8 bits, and what to 4?
+
+# %% experiment=true
+FACTOR, COMPONENT = 16, 5
+
+uneven = {name: tensor.clone() for name, tensor in trained.items()}
+for block in range(len(model.blocks)):
+    for norm, reader in (
+        ("attention_norm", "attention.in_proj_weight"),
+        ("feed_forward_norm", "feed_forward.0.weight"),
+    ):
+        for name in ("weight", "bias"):
+            uneven[f"blocks.{block}.{norm}.{name}"][COMPONENT] /= FACTOR
+        uneven[f"blocks.{block}.{reader}"][:, COMPONENT] *= FACTOR
+
+same = perplexities(uneven)
+print("at full precision, as trained:    ", *(f"{x:.3f}" for x in full.perplexities))
+print("at full precision, with outliers: ", *(f"{x:.3f}" for x in same))
+compared = [(f"{bits} bits", grouping) for bits in (8, 4) for grouping in GROUPINGS]
+spoilt = {way: measure(ways[way], uneven) for way in tqdm(compared, desc="with outliers")}
+
+fig, ax = plt.subplots(figsize=(9, 3.6))
+for i, (name, found) in enumerate({"as trained": measured, "with outliers": spoilt}.items()):
+    places = [place + 0.3 * (i - 0.5) for place in range(len(compared))]
+    for play in range(len(plays)):
+        values = [found[way].perplexities[play] for way in compared]
+        label = None if play else name
+        ax.plot(places, values, "os"[i], color=f"C{i}", markersize=4, label=label)
+ax.axvline(len(GROUPINGS) - 0.5, color="grey", linewidth=0.8)
+ax.set(
+    yscale="log", ylabel="perplexity", title="three plays; the same function, two sets of weights"
+)
+ax.set_yticks([6, 10, 20, 50, 100, 200], ["6", "10", "20", "50", "100", "200"])
+ax.minorticks_off()
+names = [f"{kind}\n{told(grouping)}" for kind, grouping in compared]
+ax.set_xticks(range(len(compared)), names, fontsize=8)
+ax.legend(fontsize=9, loc="upper left")
+figures.show(
+    fig,
+    alt="Perplexity of the quantised model, the mean of three plays, as it was trained and as the same function with "
+    "outliers. "
+    + " ".join(
+        f"{kind}, a scale for {told(grouping)}: {measured[kind, grouping].mean():.2f} and "
+        f"{spoilt[kind, grouping].mean():.2f}."
+        for kind, grouping in compared
+    ),
+)
+
+# %% [markdown]
+# The function is the same, its numbers are not. At 8 bits there are levels to spare. At 4 bits the step in each row, or
+# in the whole matrix, is what the outlier commands, and many other weights become 0. Groups confine the damage to the
+# outlier's neighbours, and the smaller they are, the less of it there is.
+#
+# Last, is the count honest? Put your layer in the place of all feed-forward layers, 4 bits in groups of 32, and compare
+# the bytes of its buffers with the formula.
+
+# %% experiment=true
+repacked = checkpoints.load("gpt").model.to(device)
+before, after, counted = 0, 0, 0.0
+for block in repacked.blocks:
+    for place in (0, 2):
+        linear = block.feed_forward[place]
+        layer = QuantizedLinear(linear.weight, linear.bias, bits=4, group_size=32)
+        before += 2 * linear.weight.numel()
+        after += layer.values.nbytes + layer.scales.nbytes
+        counted += bits_per_weight(linear.in_features, 4, 32) * linear.weight.numel() / 8
+        block.feed_forward[place] = layer
+
+model.load_state_dict(trained)
+inputs = torch.stack([tokens[:WINDOW] for tokens in plays.values()])
+targets = torch.stack([tokens[1 : WINDOW + 1] for tokens in plays.values()])
+with torch.no_grad():
+    losses = [
+        F.cross_entropy(reader(inputs).flatten(0, 1), targets.flatten()).item()
+        for reader in (model, repacked)
+    ]
+print(f"feed-forward matrices at 16 bits: {before:,} bytes")
+print(f"in your layers: {after:,} bytes; by the formula: {counted:,.0f}")
+print(f"nats a character on a few lines: {losses[0]:.3f} before, {losses[1]:.3f} with your layers")

@@ -17,7 +17,7 @@ GROUPED = "F.pad(weights, (0, -columns % group_size)).unflatten(1, (-1, group_si
 QUANTIZED = "return quantize(grouped, scales, bits).flatten(1)[:, :columns], scales"
 SPREAD = "scales.repeat_interleave(group_size, dim=1)[:, :columns]"
 SIZE = "bits + scale_bits * math.ceil(columns / group_size) / columns"
-PACKED = "nibbles[..., 0::2] | nibbles[..., 1::2] << 4"
+PACKED = "nibbles[..., ::2] | nibbles[..., 1::2] << 4"
 SIGNED = "(nibbles.to(torch.int8) ^ 8) - 8"
 WEIGHT = "dequantize_groups(values, self.scales.to(x.dtype), self.group_size)"
 
@@ -225,7 +225,7 @@ MISCONCEPTIONS = [
         says="Your bytes have the first value in the high four bits. It belongs into the low ones. Packing and unpacking "
         "your own way round gives no error; other people's files would.",
         wrong={
-            PACKED: "nibbles[..., 1::2] | nibbles[..., 0::2] << 4",
+            PACKED: "nibbles[..., 1::2] | nibbles[..., ::2] << 4",
             "[packed & 15, packed >> 4]": "[packed >> 4, packed & 15]",
         },
     ),
@@ -331,20 +331,22 @@ MISCONCEPTIONS = [
         name="even_levels",
         part="normal_float",
         says="Your levels lie at equal distances. NormalFloat's are quantiles of the normal distribution: dense near 0.",
-        wrong={"return torch.special.ndtri(shares)": "return shares - 0.5"},
+        wrong={
+            "torch.special.ndtri(torch.linspace(0.5, highest, number + 1)[1:])": "torch.linspace(0.5, highest, number + 1)[1:] - 0.5"
+        },
     ),
     Misconception(
         name="levels_not_normalised",
         part="normal_float",
         says="Your levels are not divided by the largest: they must go from −1 to 1.",
-        wrong={"(levels / levels.max()).float()": "levels.float()"},
+        wrong={"(levels / levels.max()).sort()": "levels.sort()"},
     ),
     Misconception(
         name="more_negative_levels",
         part="normal_float",
         says="Your levels have the odd one on the negative side. There is one positive level more.",
         wrong={
-            "side(count // 2), -side(count // 2 - 1)": "side(count // 2 - 1), -side(count // 2)"
+            "-side(count // 2 - 1), torch.zeros(1), side(count // 2)": "-side(count // 2), torch.zeros(1), side(count // 2 - 1)"
         },
     ),
     Misconception(
@@ -352,10 +354,7 @@ MISCONCEPTIONS = [
         part="normal_float",
         says="Your levels are the same on both sides and 0 is not one of them. A weight of 0 must stay 0.",
         wrong={
-            "side(count // 2), -side(count // 2 - 1)": "side(count // 2), -side(count // 2)",
-            "torch.cat([negative, positive.new_zeros(1), positive.flip(0)])": (
-                "torch.cat([negative, positive.flip(0)])"
-            ),
+            "-side(count // 2 - 1), torch.zeros(1), side(count // 2)": "-side(count // 2), side(count // 2)"
         },
     ),
     Misconception(
@@ -369,9 +368,7 @@ MISCONCEPTIONS = [
         part="normal_float",
         says="Your index is that of the level below. Take the nearest: the index changes half-way between two levels.",
         wrong={
-            "torch.bucketize(relative, (levels[1:] + levels[:-1]) / 2)": (
-                "torch.bucketize(relative, levels[1:], right=True).clamp(max=len(levels) - 1)"
-            )
+            "(relative[..., None] - levels).abs().argmin(dim=-1)": "(relative[..., None] >= levels).sum(dim=-1) - 1"
         },
     ),
     Misconception(
@@ -379,24 +376,37 @@ MISCONCEPTIONS = [
         part="normal_float",
         says="Your index comes from rounding, as if the levels were at equal distances. Compare with the levels.",
         wrong={
-            "torch.bucketize(relative, (levels[1:] + levels[:-1]) / 2)": (
-                "((relative + 1) / 2 * (len(levels) - 1)).round().to(torch.int64)"
-            )
+            "(relative[..., None] - levels).abs().argmin(dim=-1)": "((relative + 1) / 2 * (len(levels) - 1)).round().to(torch.int64)"
         },
     ),
     Misconception(
         name="compared_without_scale",
         part="normal_float",
         says="Your weights are compared with the levels as they are. Divide by the scale first: the levels end at 1.",
-        wrong={"torch.bucketize(relative,": "torch.bucketize(weights,"},
+        wrong={"(relative[..., None] - levels)": "(weights[..., None] - levels)"},
     ),
     Misconception(
         name="indices_multiplied",
         part="normal_float",
         says="Your weights are the indices times the scale. An index says which level; the level is multiplied.",
-        wrong={"levels.to(scale)[indices] * scale[..., None]": "indices * scale[..., None]"},
+        wrong={"levels[indices] * scale[..., None]": "indices * scale[..., None]"},
     ),
 ]
 
-EQUIVALENT: list[Equivalent] = []
-EXAMPLES = {}
+EQUIVALENT = [
+    Equivalent(
+        part="error",
+        before="noise = (weights - approximation).square().sum()",
+        after="noise = (approximation - weights).square().sum()",
+        because="The sign of an error is lost in its square.",
+    ),
+]
+
+
+def _error(answers: ModuleType, rng: torch.Generator) -> object:
+    weights, noise = torch.randn(2, 3, 4, generator=rng)
+    ratio = answers.signal_to_noise(weights, weights + 0.1 * noise)
+    return torch.stack([ratio, answers.predicted_signal_to_noise(weights, 4)])
+
+
+EXAMPLES = {"error": _error}
