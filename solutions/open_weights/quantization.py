@@ -1155,7 +1155,8 @@ check.close(indices, right, because="In a vector of zeros every index is that of
 # The course's small GPT was trained on plays of Shakespeare, character by character. Quantise every one of its
 # matrices with your functions, embeddings included, to 8, 4, 3 and 2 bits, with one scale for a matrix, for a row
 # and for groups. Scales are rounded to 16 bits and counted; biases and norms, which are few, stay at 16 bits. Then read
-# three plays that it has not seen and measure the perplexity. Nothing is drawn at random: the plays are the repetitions.
+# three plays that it has not seen and measure the perplexity. Nothing is drawn at random; the three plays stand in for
+# repetitions.
 #
 # On the right, one of its matrices: the signal-to-noise ratio that your quantiser has, and what $s^2/12$ predicts.
 #
@@ -1330,17 +1331,17 @@ figures.show(
 # good deal if there is one for each matrix. Below that it gets steep.
 #
 # Each line goes from few scales to many, and with integers more scales help. But look at what they cost. Three bits
-# with a scale for every 8 weights take more bytes than 4 bits with a scale for every 32, and are worse; whoever does not
-# count the scales takes them for the smaller model. NF4 lays its 16 levels elsewhere. It gains where a scale serves a
-# whole row, for which the quantiles of a normal distribution are made. Among 8 or 32 weights, divided by the largest of
-# them, it gains nothing here.
+# with a scale for every 8 weights take more bytes than 4 bits with a scale for every 32, and are worse; whoever does
+# not count the scales takes them for the smaller model. NF4 lays its 16 levels elsewhere. It gains where a scale serves
+# a whole row, for which the quantiles of a normal distribution are made. Among 8 or 32 weights, divided by the largest
+# of them, it gains nothing here.
 #
 # On the right each bit is worth about 6 dB, and the measured ratios lie on the lines down to 3 bits. With 2 bits there
 # are three levels. Most weights become 0, the error is no longer uniform, and its mean square is not $s^2/12$.
 #
 # This is one small model made smaller and smaller. Dettmers and Zettlemoyer (2023) compared models of up to 176 billion
 # parameters at equal numbers of bits in all, large ones of few bits each against small ones of many, and found 4 bits
-# the best choice nearly everywhere. And rounding to the nearest looks at each weight alone. GPTQ (Frantar et al. 2022)
+# the best choice nearly everywhere. And rounding to the nearest looks at each weight alone. GPTQ (Frantar et al. 2023)
 # rounds column after column, and corrects the columns still to come for the error that was made.
 #
 # ### Outliers
@@ -1349,7 +1350,7 @@ figures.show(
 # some, without changing what it computes: divide one component of each layer norm by 16, and multiply by 16 the column
 # of the matrix that reads it. The two cancel, so at full precision the model is the same function. But in every row of
 # these matrices one weight now tends to be far larger than the others. In large models outliers arise by themselves,
-# above all in the activations (Dettmers et al. 2022), and SmoothQuant (Xiao et al. 2022) uses the same two factors to
+# above all in the activations (Dettmers et al. 2022), and SmoothQuant (Xiao et al. 2023) uses the same two factors to
 # move them from there into the weights.
 #
 # Before you run it: what happens to 8 bits, and what to 4?

@@ -400,6 +400,12 @@ EQUIVALENT = [
         after="noise = (approximation - weights).square().sum()",
         because="The sign of an error is lost in its square.",
     ),
+    Equivalent(
+        part="normal_float",
+        before="return ((relative[..., None] - levels).abs().argmin(dim=-1), scale)",
+        after="return ((levels - relative[..., None]).abs().argmin(dim=-1), scale)",
+        because="A distance is the same from both ends.",
+    ),
 ]
 
 
@@ -409,4 +415,10 @@ def _error(answers: ModuleType, rng: torch.Generator) -> object:
     return torch.stack([ratio, answers.predicted_signal_to_noise(weights, 4)])
 
 
-EXAMPLES = {"error": _error}
+def _normal_float(answers: ModuleType, rng: torch.Generator) -> object:
+    levels = answers.normal_float_levels(int(torch.randint(2, 6, (), generator=rng)))
+    indices, scale = answers.codebook_quantize(torch.randn(2, 5, generator=rng), levels)
+    return answers.codebook_dequantize(indices, scale, levels)
+
+
+EXAMPLES = {"error": _error, "normal_float": _normal_float}

@@ -226,7 +226,7 @@ def codebook_dequantize(indices, scale, levels):
     return levels.to(scale.dtype)[indices] * scale[..., None]
 
 
-# %% style="numpy" part="absmax"
+# %% style="pieces" part="absmax"
 def largest_level(bits):
     if not 1 < bits < 9:
         raise ValueError("bits")
@@ -238,7 +238,7 @@ def absmax_scale(weights, bits):
 
 
 def quantize(weights, scale, bits):
-    """torch's own quantiser, vector by vector."""
+    """With the number of levels in one unit of weight."""
     largest = largest_level(bits)
     if scale.shape != weights.shape[:-1]:
         raise ValueError("scale")
@@ -250,7 +250,7 @@ def dequantize(values, scale):
     return (values.movedim(-1, 0) * scale).movedim(0, -1)
 
 
-# %% style="numpy" part="groups"
+# %% style="pieces" part="groups"
 def quantize_groups(weights, bits, group_size):
     """The whole groups at once, then the rest."""
     if not group_size >= 1:
@@ -281,7 +281,7 @@ def bits_per_weight(columns, bits, group_size, scale_bits=16):
     return bits + scale_bits * ((columns + group_size - 1) // group_size) / columns
 
 
-# %% style="numpy" part="packing"
+# %% style="pieces" part="packing"
 def pack_int4(values):
     """A weighted sum: the first counts 1, the second 16."""
     if not torch.equal(values, values.clamp(-8, 7)):
