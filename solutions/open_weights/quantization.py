@@ -2,8 +2,8 @@
 # # Quantisation
 #
 # The smallest LLaMA has 6.7 billion weights. At 16 bits each they take 13.5 GB, and to write one token all of them have
-# to be read from memory once. With 4 bits each they take a little over a quarter of that, fit into a laptop, and are
-# read about as much faster: in March 2023, weeks after LLaMA came out, llama.cpp ran it so. *Quantisation* (the
+# to be read from memory once. With 4 bits each they take a little over a quarter of that: less to read for every token,
+# and small enough for a laptop. In March 2023, weeks after LLaMA came out, llama.cpp ran it so. *Quantisation* (the
 # papers write *quantization*) replaces each weight by a small integer and keeps one real number, a scale, for many of
 # them. You build it, derive what it costs in error, count what it costs in bytes, and measure both on a language model.
 #
@@ -61,7 +61,9 @@ device = lab.device()
 # Vectors of zeros occur. Their scale is 0, and 0/0 is not a number: see to it.
 #
 # All functions work along the last axis: each vector of $n$ weights has one scale. So the shape decides how many
-# weights share a scale. A matrix has one for each row; the same matrix flattened has one in all.
+# weights share a scale. A matrix has one for each row; the same matrix flattened has one in all. Scales have the shape
+# of the weights without the last axis, and need a new one, `scale[..., None]`, to meet them. Without it torch matches
+# scales with columns: an error if you are lucky, and none if the matrix is square.
 
 
 # %% solution="absmax"
@@ -319,7 +321,8 @@ check.that(half.dtype == torch.float16, "The weights must have the dtype of the 
 # noise: $20 \log_{10} 2 = 6.02$ dB. Rounding towards zero, at four times the noise, throws away one bit.
 #
 # The last term says what the largest weight costs. Among a hundred normally distributed weights it is about $2.5$ to
-# $3\,\sigma$. One outlier of $30\,\sigma$ makes the step ten times as large for all, and costs 20 dB: more than 3 bits.
+# $3\,\sigma$. One outlier of $30\,\sigma$ makes the step ten times as large for all of them, and their noise a hundred
+# times. To the ninety-nine others that is a loss of 20 dB, more than 3 bits.
 #
 # With several vectors of $n$ weights each, the noise is the mean of their $s^2 / 12$. It is powers that are averaged,
 # not decibels.
@@ -434,8 +437,8 @@ for bad in (weights[:1], weights[None], weights[..., :1]):
 #
 # An outlier spoils the step for every weight that shares its scale. So let fewer share one. A scale for the whole
 # matrix, *per tensor*, is spoilt for all by the largest weight of all. A scale for each row, one for each output of the
-# layer, keeps the damage in the row. Still finer, cut each row into *groups* of $g$ neighbours. They
-# lie along the input axis, the columns: these are the weights that are multiplied with inputs and summed.
+# layer, keeps the damage in the row. Still finer, cut each row into *groups* of $g$ neighbours. They lie along the
+# input axis, the columns: these are the weights that are multiplied with inputs and summed.
 #
 # ```
 # row      0.7 -0.2 │ 7.0 -1.6 │ 0.14          g = 2, 4 bits
@@ -805,9 +808,9 @@ for n in (0, 11, 12, 15, 16, 28):
 # what crosses from the slow memory is integers and scales. Yours makes the whole $\hat W$, uses it, and forgets it.
 # The bias is small, and stays as it is.
 #
-# Scales are kept in half precision, 16 bits. That moves each by up to 1 part in 2,048, little beside a step. But it is
-# *storage*. Computation happens in the precision of the input: an $\hat W$ computed in half precision would be rounded
-# once more, needlessly.
+# Scales are kept in half precision, 16 bits. That moves each by up to 1 part in 2,048, and $\hat w$ by a small part of a
+# step. But it is *storage*. Computation happens in the precision of the input: an $\hat W$ computed in half precision
+# would be rounded once more, needlessly.
 #
 # Tensors that belong to a layer and are not trained are *buffers*: `self.register_buffer("values", values)` makes
 # `self.values`, which moves to another device with the module and is saved in its `state_dict`. A parameter would not
@@ -999,8 +1002,8 @@ for bits in (0, 2, 5, 16):
 # - 0 itself, so that a weight of 0 stays 0;
 # - all divided by $\Phi^{-1}(p_{\max})$, so that they go from $-1$ to 1.
 #
-# Probability 1 would lie at infinity, so $p_{\max}$ stays half a share below it. A share is one in $2^b$ or, on the
-# side with fewer levels, one in $2^b - 1$; the mean of both is taken:
+# Probability 1 would lie at infinity, so $p_{\max}$ stays half a share below it. A share is one in $2^b$, or one in
+# $2^b - 1$ if the level 0 is not counted; the mean of both is taken:
 #
 # $$p_{\max} = 1 - \frac12 \left(\frac{1}{2 \cdot 2^b} + \frac{1}{2\,(2^b - 1)}\right),$$
 #

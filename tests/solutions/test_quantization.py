@@ -93,7 +93,7 @@ def test_a_bit_is_worth_six_decibels_and_an_outlier_costs_its_share(quantization
     at = {bits: quantization.predicted_signal_to_noise(weights, bits).item() for bits in (7, 8)}
     assert at[8] - at[7] == pytest.approx(20 * math.log10(127 / 63))
     assert at[8] - at[7] == pytest.approx(6.02, abs=0.1)
-    # As the text has it: an outlier that makes the step ten times as large costs 20 dB, but for its own power.
+    # A step ten times as large costs 20 dB, less what the outlier adds to the power of the signal.
     spoilt = weights.clone()
     spoilt[:, 0] = 30.0
     power = (spoilt.square().sum() / weights.square().sum()).log10().item()
