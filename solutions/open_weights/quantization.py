@@ -808,8 +808,8 @@ for n in (0, 11, 12, 15, 16, 28):
 # what crosses from the slow memory is integers and scales. Yours makes the whole $\hat W$, uses it, and forgets it.
 # The bias is small, and stays as it is.
 #
-# Scales are kept in half precision, 16 bits. That moves each by up to 1 part in 2,048, and $\hat w$ by a small part of a
-# step. But it is *storage*. Computation happens in the precision of the input: an $\hat W$ computed in half precision
+# Scales are kept in half precision, 16 bits. That moves each by up to 1 part in 2,048, and $\hat w$ by a small part of
+# a step. But it is *storage*. Computation happens in the precision of the input: an $\hat W$ computed in half precision
 # would be rounded once more, needlessly.
 #
 # Tensors that belong to a layer and are not trained are *buffers*: `self.register_buffer("values", values)` makes
