@@ -2,6 +2,8 @@
 // Data: {models: [name, …], questions: [{text, truth, answers: [{steps: [{word, p, rank, top: [[word, p], …]}, …],
 // counts: [right, refusals, wrong]}, …]}, …]}; `answers` follows `models`, `top` holds the likeliest words, likeliest first.
 
+import { make, around, line } from "./parts.js";
+
 const VERDICTS = ["right", "does not know", "wrong"];
 
 // The answer before word n, and the word drawn there.
@@ -102,19 +104,5 @@ export function mount(figure, { models, questions }) {
     return item;
   }
 
-  function line(name, ...parts) {
-    return around("label", make("span", "", name), ...parts);
-  }
-
   draw();
-}
-
-function make(tag, className, textContent = "") {
-  return Object.assign(document.createElement(tag), { className, textContent });
-}
-
-function around(tag, ...parts) {
-  const whole = document.createElement(tag);
-  whole.append(...parts);
-  return whole;
 }

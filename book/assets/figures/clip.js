@@ -1,6 +1,8 @@
 // PPO's clipped objective for one token (Schulman 2017, Eq. 7), as a function of the ratio and the advantage.
 // Data: {} or {ratio, advantage, epsilon}, where to begin.
 
+import { make, around, shape } from "./parts.js";
+
 // The objective, its two candidates, and its slope in the ratio.
 export function objective(ratio, advantage, epsilon) {
   const plain = ratio * advantage;
@@ -107,21 +109,4 @@ function plot(svg, { ratio, advantage, epsilon }, at) {
 function number(value) {
   const text = value.toFixed(2);
   return text === "-0.00" ? "0.00" : text.replace("-", "−");
-}
-
-function shape(parent, tag, attributes) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  parent?.append(node);
-  return node;
-}
-
-function make(tag, className, textContent = "") {
-  return Object.assign(document.createElement(tag), { className, textContent });
-}
-
-function around(tag, ...parts) {
-  const whole = document.createElement(tag);
-  whole.append(...parts);
-  return whole;
 }

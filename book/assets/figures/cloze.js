@@ -3,6 +3,8 @@
 // `guesses` follows `models`; `top` holds the likeliest words, likeliest first; `rank` is that of the hidden word, or
 // null where the model does not have it among its words.
 
+import { make, line } from "./parts.js";
+
 // A guess is right whatever its capitals and the space around it.
 export function matches(guess, word) {
   return guess.trim().toLowerCase() === word.toLowerCase();
@@ -115,15 +117,5 @@ export function mount(figure, { models, sentences }) {
     return item;
   }
 
-  function line(name, ...parts) {
-    const label = document.createElement("label");
-    label.append(make("span", "", name), ...parts);
-    return label;
-  }
-
   draw();
-}
-
-function make(tag, className, textContent = "") {
-  return Object.assign(document.createElement(tag), { className, textContent });
 }

@@ -1,6 +1,8 @@
 // A conversation as the text that a model reads: which turns still fit, and how much reading they have cost.
 // Data, all optional: {turns, tokens, window}: turns of the conversation, tokens of each, tokens that fit.
 
+import { make, line } from "./parts.js";
+
 // The turns, from `first` to `turn`, which the prompt of a turn can hold, the latest ones, and their tokens.
 export function prompt(turn, tokens, window) {
   const seen = Math.min(turn, Math.floor(window / tokens));
@@ -63,19 +65,9 @@ export function mount(figure, { turns = 40, tokens = 150, window = 4096 } = {}) 
       `${number(size)} tokens. ${forgotten} Read so far: ${number(again)} tokens; with keys and values kept, ${number(kept)}.`;
   }
 
-  function line(name, ...parts) {
-    const whole = document.createElement("label");
-    whole.append(make("span", "", name), ...parts);
-    return whole;
-  }
-
   draw();
 }
 
 function number(n) {
   return n.toLocaleString("en");
-}
-
-function make(tag, className, textContent = "") {
-  return Object.assign(document.createElement(tag), { className, textContent });
 }

@@ -1,6 +1,8 @@
 // The next token's distribution under temperature, top-k and top-p.
 // Data: {tokens: [string, …], logits: [number, …]}, as a language model gives them.
 
+import { line, visible } from "./parts.js";
+
 // Natural logarithms throughout; -Infinity removes a token.
 export function softmax(logits, temperature = 1) {
   const scaled = logits.map((z) => z / temperature);
@@ -83,11 +85,7 @@ export function mount(figure, { tokens, logits }) {
       draw();
     });
     show();
-    const line = document.createElement("label");
-    const name = document.createElement("span");
-    name.textContent = label;
-    line.append(name, input, output);
-    return line;
+    return line(label, input, output);
   }
 
   function draw() {
@@ -105,9 +103,4 @@ export function mount(figure, { tokens, logits }) {
       `with probability ${probabilities[best].toFixed(4)}. Entropy ${bits.toFixed(2)} bits.`;
   }
   draw();
-}
-
-// A token's spaces and line ends, to be seen.
-function visible(token) {
-  return token.replace(/ /g, "␣").replace(/\n/g, "⏎");
 }

@@ -2,6 +2,8 @@
 // Data: {questions: [{text, truth}, …], methods: [name, …], seeds: [n, …], runs: [[[{step, kl, reward, gold, right,
 // refusals, said: [[text, verdict, gold], …]}, …], …], …]}: runs[method][seed][point], `said` follows `questions`.
 
+import { make, around, shape, percent, signed } from "./parts.js";
+
 // How far both rewards have come from the first point.
 export function gains(points) {
   return points.map(({ reward, gold }) => ({ reward: reward - points[0].reward, gold: gold - points[0].gold }));
@@ -108,30 +110,4 @@ function plot(svg, scale, points, chosen) {
     const higher = key === "gold" ? own[last].gold > own[last].reward : own[last].reward >= own[last].gold;
     write(name, [x(points[last].kl) + 10, y(own[last][key]) + (close ? (higher ? -4 : 12) : 4)], "start");
   }
-}
-
-function percent(share) {
-  return `${Math.round(100 * share)} %`;
-}
-
-function signed(value) {
-  const text = Math.abs(value).toFixed(2);
-  return text === "0.00" ? text : `${value < 0 ? "−" : "+"}${text}`;
-}
-
-function shape(parent, tag, attributes) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  parent?.append(node);
-  return node;
-}
-
-function make(tag, className, textContent = "") {
-  return Object.assign(document.createElement(tag), { className, textContent });
-}
-
-function around(tag, ...parts) {
-  const whole = document.createElement(tag);
-  whole.append(...parts);
-  return whole;
 }

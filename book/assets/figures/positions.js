@@ -1,6 +1,8 @@
 // Sinusoidal positions (Vaswani 2017, section 3.5), to explore.
 // Data, all optional: {d_model, base, length, position}.
 
+import { line, shape } from "./parts.js";
+
 // One row of the table: PE[pos, 2i] = sin(pos / base^(2i/d)), PE[pos, 2i+1] = cos(the same).
 export function encoding(position, dModel, base = 10000) {
   return Array.from({ length: dModel }, (_, j) => {
@@ -79,14 +81,6 @@ export function mount(figure, { d_model = 32, base = 10000, length = 64, positio
   draw();
 }
 
-function line(label, ...parts) {
-  const element = document.createElement("label");
-  const name = document.createElement("span");
-  name.textContent = label;
-  element.append(name, ...parts);
-  return element;
-}
-
 function caption(text) {
   const element = document.createElement("p");
   element.className = "course-caption";
@@ -116,14 +110,9 @@ function plot(svg, values, marked) {
   const high = Math.max(...values);
   const y = (v) => 115 - (110 * (v - low)) / (high - low);
   svg.replaceChildren();
-  const make = (tag, attributes) => {
-    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-    svg.append(node);
-  };
-  make("line", { x1: 0, x2: values.length * 10, y1: y(0), y2: y(0), stroke: "currentColor", "stroke-opacity": 0.5 });
+  shape(svg, "line", { x1: 0, x2: values.length * 10, y1: y(0), y2: y(0), stroke: "currentColor", "stroke-opacity": 0.5 });
   values.forEach((value, i) => {
     const [top, bottom] = [Math.min(y(0), y(value)), Math.max(y(0), y(value))];
-    make("rect", { x: i * 10 + 1, width: 8, y: top, height: bottom - top, fill: i === marked ? "var(--mark, #d55e00)" : "var(--bar)" });
+    shape(svg, "rect", { x: i * 10 + 1, width: 8, y: top, height: bottom - top, fill: i === marked ? "var(--mark, #d55e00)" : "var(--bar)" });
   });
 }

@@ -3,6 +3,8 @@
 // truth, answers: [{text, f: [value of each feature, …], gold}, …]}, …], fresh: [[[f, gold], …], …]}: `fresh` holds many
 // answers to each of some other questions, the same number to each.
 
+import { make, around, shape, percent, signed } from "./parts.js";
+
 const SPREAD = 2; // standard deviation of the normal prior on every weight
 
 // The weights w that minimise Σ log(1 + exp(-w·d)) + |w|²/(2·SPREAD²) over the differences d = better - worse: Bradley
@@ -247,30 +249,4 @@ function mean(found) {
 
 function share(counts) {
   return counts.reduce((sum, { right }) => sum + right, 0) / counts.reduce((sum, { all }) => sum + all, 0);
-}
-
-function percent(value) {
-  return `${Math.round(100 * value)} %`;
-}
-
-function signed(value) {
-  const text = Math.abs(value).toFixed(2);
-  return text === "0.00" ? text : `${value < 0 ? "−" : "+"}${text}`;
-}
-
-function shape(parent, tag, attributes) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  parent?.append(node);
-  return node;
-}
-
-function make(tag, className, textContent = "") {
-  return Object.assign(document.createElement(tag), { className, textContent });
-}
-
-function around(tag, ...parts) {
-  const whole = document.createElement(tag);
-  whole.append(...parts);
-  return whole;
 }

@@ -2,6 +2,8 @@
 // Data: {prompt: string, ways: [{name, steps: [{token, p, rank, entropy, top: [[token, p], …]}, …]}, …]};
 // `top` holds the likeliest tokens, likeliest first; `entropy` is in bits.
 
+import { make, line, visible } from "./parts.js";
+
 // The text before step n, and the token chosen there.
 export function written(prompt, steps, n) {
   return { before: prompt + steps.slice(0, n).map((step) => step.token).join(""), next: steps[n].token };
@@ -77,20 +79,5 @@ export function mount(figure, { prompt, ways }) {
     return item;
   }
 
-  function line(name, ...parts) {
-    const label = document.createElement("label");
-    label.append(make("span", "", name), ...parts);
-    return label;
-  }
-
   draw();
-}
-
-function make(tag, className, textContent = "") {
-  return Object.assign(document.createElement(tag), { className, textContent });
-}
-
-// A token's spaces and line ends, to be seen.
-function visible(token) {
-  return token.replace(/ /g, "␣").replace(/\n/g, "⏎");
 }
