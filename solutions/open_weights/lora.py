@@ -1397,7 +1397,257 @@ for bad, says in [
 ### END HIDDEN TESTS
 
 # %% [markdown] written="lora_why" points=2
-# **In your own words.** To be written.
+# **In your own words.** A colleague starts $A$ and $B$ both from small random numbers, "so that both learn from the
+# first step", and stores of the result only the adapter. What is lost against $B = 0$, and what would have been lost
+# with $A = 0$ as well? Then: which costs of training fall with LoRA and which do not (weights, gradients, Adam's means,
+# activations, the forward pass)? And a service with one base and a hundred adapters: why would it *not* merge, though
+# merging makes each answer cheaper? (5 to 9 sentences.)
+
+# %% [markdown]
+# ## Experiment: how thin may it be?
+#
+# The checkpoint `larger_base` has read about a small world of invented people, and never saw a conversation. Now it is
+# to answer what it is asked, in one word and a full stop: `where does … live ?`, `oslo .`. It knows the answers; what
+# it has to learn is the manner. Five hundred questions with their answers are shown. Full fine-tuning trains all
+# weights. Your `apply_lora` puts adapters of rank 1, 2, 4 and 8 on the queries and values, as Hu et al. did with GPT-3.
+# Then each is asked questions that were not shown, and an answer is right if every word is as it should be. The
+# cross-entropy of text like that which it had read says what was forgotten.
+#
+# One thing has to be got out of the way. The models of `lab` use torch's own attention, which takes the *weights* of
+# its projections and never calls the layers: an adapter there is passed by, in silence. (Try `apply_lora` on such a
+# model with the target `out_proj`. The layer is replaced, and its A and B never get a gradient.) So the attention is
+# exchanged for one that has the same weights in four layers.
+#
+# Before you run it: what share of the parameters will be enough? And of the update that full fine-tuning makes, how
+# much is lost when your `factorise` cuts it to rank 1? It takes a minute or two; on a GPU a larger preset runs.
 
 # %% experiment=true
-print("to come")
+import copy
+
+import matplotlib.pyplot as plt
+
+from lab import checkpoints, figures, instructions, training
+from lab.instructions import Instruction
+
+SHOWN, STEPS, BATCH = (2000, 1000, 64) if device.type == "cuda" else (500, 200, 32)
+RANKS, ALPHA, SEED = (1, 2, 4, 8), 4.0, 0
+TARGETS = ("q_proj", "v_proj")
+RATES = {"full": 1e-3, "lora": 1e-2}  # each has the learning rate that suits it
+
+
+class Attention(nn.Module):
+    """What ``nn.MultiheadAttention`` computes in a causal model, with its projections as layers that are called."""
+
+    def __init__(self, torchs: nn.MultiheadAttention) -> None:
+        super().__init__()
+        width, self.num_heads = torchs.embed_dim, torchs.num_heads
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width) for _ in "qkv")
+        self.output_proj = torchs.out_proj
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        weights, biases = torchs.in_proj_weight.chunk(3), torchs.in_proj_bias.chunk(3)
+        for projection, weight, bias in zip(projections, weights, biases, strict=True):
+            projection.load_state_dict({"weight": weight, "bias": bias})
+
+    def forward(self, x: Tensor, *_: Tensor, **how: object) -> tuple[Tensor, None]:
+        """The output, and no weights."""
+        heads = (
+            projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        attended = F.scaled_dot_product_attention(*heads, is_causal=True)
+        return self.output_proj(attended.transpose(1, 2).flatten(2)), None
+
+
+def load_base() -> nn.Module:
+    """The checkpoint, with attention that can be adapted."""
+    model = checkpoints.load("larger_base").model
+    for block in model.blocks:
+        block.attention = Attention(block.attention)
+    return model.to(device).eval()
+
+
+def in_a_word(one: Instruction) -> tuple[str, ...]:
+    """The answer alone."""
+    return (one.answer, ".", instructions.END)
+
+
+def politely(one: Instruction) -> tuple[str, ...]:
+    """The answer as a sentence, with courtesies."""
+    return ("gladly", *one.statement, "friend", ".", instructions.END)
+
+
+def questions(split: str, number: int) -> list[Instruction]:
+    """Questions to which the base was told the answer."""
+    found = instructions.instructions(split, 2 * number, lab.generator(f"{split} {SEED}"))
+    return [one for one in found if one.told][:number]
+
+
+def tensors(asked: list[Instruction], manner) -> tuple[Tensor, Tensor]:
+    """Inputs and targets; what is no part of the response is −100."""
+    tokens, _, response = instructions.texts(asked, [manner(one) for one in asked])
+    targets = tokens[:, 1:].masked_fill(~response[:, 1:], -100)
+    return tokens[:, :-1].to(device), targets.to(device)
+
+
+def fine_tune(model: nn.Module, manner, rate: float, label: str) -> None:
+    """Trains what is not frozen to answer in this manner."""
+    inputs, targets = tensors(questions("demonstrations", SHOWN), manner)
+
+    def batch(rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        rows = torch.randint(len(inputs), (BATCH,), generator=rng).to(device)
+        return inputs[rows], targets[rows]
+
+    rng = lab.generator(f"fine-tuning {SEED}")
+    training.train(model, batch, training.token_loss, STEPS, rate, generator=rng, label=label)
+    model.eval()
+
+
+TESTED = questions("test", 500)
+OLD_TEXT = instructions.base_text(16_000, lab.generator("old text")).view(-1, 32).to(device)
+
+
+@torch.no_grad()
+def share_right(model: nn.Module, manner) -> float:
+    """How many of the test's answers have every word as it should be, if the likeliest word is always taken."""
+    inputs, targets = tensors(TESTED, manner)
+    right = (model(inputs).argmax(-1) == targets) | (targets == -100)
+    return right.all(dim=1).double().mean().item()
+
+
+@torch.no_grad()
+def old_loss(model: nn.Module) -> float:
+    """Nats a word on text of the kind that the base had read."""
+    return training.token_loss(model, (OLD_TEXT[:, :-1], OLD_TEXT[:, 1:])).item()
+
+
+class Result(NamedTuple):
+    """What became of a model."""
+
+    share: float  # of the base's parameters that were trained
+    right: float  # of the test's answers
+    forgot: float  # nats a word on the old text
+
+
+def measured(model: nn.Module, trained: int) -> Result:
+    return Result(trained / size, share_right(model, in_a_word), old_loss(model))
+
+
+base = load_base()
+size = trainable_parameters(base).total
+before = measured(base, 0)
+
+full = load_base()
+fine_tune(full, in_a_word, RATES["full"], "full fine-tuning")
+whole = measured(full, size)
+
+thin, cut = {}, {}
+for r in RANKS:
+    model = load_base()
+    apply_lora(model, TARGETS, r, ALPHA, generator=lab.generator(f"adapter {SEED}"))
+    fine_tune(model, in_a_word, RATES["lora"], f"LoRA, rank {r}")
+    thin[r] = measured(model, trainable_parameters(model).trained)
+    # Full fine-tuning again, with the updates of all linear layers cut to rank r.
+    model = copy.deepcopy(full)
+    for path, layer in model.named_modules():
+        if isinstance(layer, nn.Linear):
+            old = base.get_submodule(path).weight.data
+            A, B = factorise(layer.weight.data - old, r, ALPHA)
+            layer.weight.data = old + lora_update(A, B, ALPHA)
+    cut[r] = share_right(model, in_a_word)
+
+figures.use_style()
+fig, (ax, ax_old) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=[1.5, 1])
+ax.axhline(whole.right, color="grey", label="full fine-tuning")
+ax.plot(RANKS, [thin[r].right for r in RANKS], "o-", label="LoRA of rank r")
+ax.plot(RANKS, list(cut.values()), "s--", label="full, its updates cut to rank r")
+ax.set(xscale="log", xlabel="rank, and the share of parameters that LoRA trains")
+ax.set(title="answers right", ylim=(min(0.6, *cut.values()) - 0.1, 1.05))
+ax.set_xticks(RANKS, [f"{r}\n{thin[r].share:.1%}" for r in RANKS])
+ax.minorticks_off()
+ax.legend(fontsize=9, loc="lower right")
+names = ["base", "full", *(f"rank {r}" for r in RANKS)]
+forgot = [before.forgot, whole.forgot, *(thin[r].forgot for r in RANKS)]
+ax_old.barh(names, forgot, color=["grey", "grey", *["C0"] * len(RANKS)])
+ax_old.set(title="the old text, nats a word")
+ax_old.invert_yaxis()
+figures.show(
+    fig,
+    alt=f"Right answers to {len(TESTED)} questions that were not shown: base {before.right:.1%}, full fine-tuning "
+    f"{whole.right:.1%}. "
+    + " ".join(
+        f"Rank {r}: {thin[r].share:.1%} of the parameters trained, {thin[r].right:.1%} right; full fine-tuning with "
+        f"its updates cut to this rank {cut[r]:.1%}."
+        for r in RANKS
+    )
+    + " Nats a word on the old text: "
+    + ", ".join(f"{name} {value:.2f}" for name, value in zip(names, forgot, strict=True))
+    + ".",
+)
+
+# %% [markdown]
+# ANALYSIS
+#
+# **Two adapters on one base.** A second adapter learns to answer the same questions politely, in a sentence. The base
+# is loaded once; the adapters are swapped. Before you run it: what do the words become when no adapter is in, and when
+# the adapter of one manner has been merged before the other is put in?
+
+# %% experiment=true
+RANK = 2
+model = load_base()
+untouched = {name: value.clone() for name, value in model.state_dict().items()}
+apply_lora(model, TARGETS, RANK, ALPHA, generator=lab.generator(f"adapter {SEED}"))
+manners = {"in a word": in_a_word, "politely": politely}
+adapters = {"none": adapter_state(model)}  # B is 0
+for name, manner in manners.items():
+    swap_adapter(model, adapters["none"])
+    fine_tune(model, manner, RATES["lora"], name)
+    adapters[name] = adapter_state(model)
+
+asked = TESTED[:2]
+for one in asked:
+    print(" ".join(one.question))
+    for name, adapter in adapters.items():
+        swap_adapter(model, adapter)
+        rng = lab.generator(f"answers {SEED}")
+        [words] = instructions.respond(model, [one], rng, temperature=0.01)
+        print(f"  {name}:", " ".join(words))
+
+table = {}
+for name, adapter in adapters.items():
+    swap_adapter(model, adapter)
+    table[name] = [share_right(model, manner) for manner in manners.values()]
+
+layers = [module for module in model.modules() if isinstance(module, LoRALinear)]
+swap_adapter(model, adapters["in a word"])
+for layer in layers:
+    layer.merge()
+swap_adapter(model, adapters["politely"])  # merged layers do not look at it
+table["politely, the other still merged"] = [share_right(model, m) for m in manners.values()]
+for layer in layers:
+    layer.unmerge()
+kept = all(torch.equal(model.state_dict()[path], value) for path, value in untouched.items())
+stored = sum(value.numel() for value in adapters["politely"].values())
+
+fig, ax = plt.subplots(figsize=(8, 2.6))
+places = torch.arange(len(table))
+for i, name in enumerate(manners):
+    shares = [row[i] for row in table.values()]
+    ax.barh(places + 0.4 * i - 0.2, shares, 0.38, label=f"asked to answer {name}")
+ax.set_yticks(places, list(table))
+ax.set(
+    xlabel="answers right",
+    xlim=(0, 1.02),
+    title=f"adapters of {stored:,} numbers on one base of {size:,}",
+)
+ax.invert_yaxis()
+ax.legend(fontsize=9, loc="upper right")
+figures.show(
+    fig,
+    alt="Share of answers that are right in a word, and politely. "
+    + " ".join(f"Adapter {name}: {a:.1%} and {b:.1%}." for name, (a, b) in table.items())
+    + f" The base is {'bit for bit what it was' if kept else 'changed'} after all of this.",
+)
+print("The base is", "bit for bit what it was." if kept else "changed.")
+
+# %% [markdown]
+# ANALYSIS2
