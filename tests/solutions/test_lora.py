@@ -161,6 +161,16 @@ def test_peft_starts_uniform_and_narrower(lora):
     assert (ours.std() / A.std()).item() == pytest.approx(3**0.5, rel=0.03)
 
 
+def test_peft_divides_by_the_root_of_the_rank_only_if_told_to():
+    scaling = {}
+    for rslora in (False, True):
+        model = nn.Sequential()
+        model.add_module("up", nn.Linear(3, 3))
+        config = LoraConfig(r=4, lora_alpha=6, target_modules=["up"], use_rslora=rslora)
+        scaling[rslora] = get_peft_model(model, config).base_model.model.up.scaling["default"]
+    assert scaling == {False: 6 / 4, True: 6 / 2}
+
+
 def test_update_by_gradcheck(lora):
     A, B = randn(2, 4, seed="A").requires_grad_(), randn(3, 2, seed="B").requires_grad_()
     assert torch.autograd.gradcheck(lambda a, b: lora.lora_update(a, b, 7.0), (A, B))

@@ -1,6 +1,10 @@
 """Wrong answers to the exercise on LoRA."""
 
-from autograder.misconceptions import Misconception
+from types import ModuleType
+
+import torch
+
+from autograder.misconceptions import Equivalent, Misconception
 
 PRODUCT = "alpha / r * (lora_B @ lora_A)"
 FACTORS = "half[:, None] * Vh[:r], U[:, :r] * half * (r / alpha)"
@@ -13,7 +17,7 @@ TAKEN = "new.weight, new.bias = old.weight, old.bias"
 UNKNOWN = """        if target not in found:
             raise ValueError(f"the model has no nn.Linear named {target!r}")"""
 OURS = 'name.rpartition(".")[2] in ("lora_A", "lora_B")'
-DIFFERENT = """    for name in old.keys() ^ state.keys():
+DIFFERENT = """    for name in set(old) ^ set(state):
         raise ValueError(f"{name} is not in the model and in the state")"""
 LOAD = "model.load_state_dict(state, strict=False)"
 
@@ -182,8 +186,8 @@ MISCONCEPTIONS = [
         part="layer",
         says="Your merge adds the update again when the layer is merged already.",
         wrong={
-            "            self.kept = self.weight.detach().clone()\n            with": (
-                "            self.kept = self.weight.detach().clone()\n        if True:\n            with"
+            "            self.kept = self.weight.data.clone()\n            with": (
+                "            self.kept = self.weight.data.clone()\n        if True:\n            with"
             )
         },
     ),
@@ -225,7 +229,7 @@ MISCONCEPTIONS = [
         name="copy_is_the_weight",
         part="layer",
         says="Your unmerge changes nothing: what you kept is the weight itself, not a copy of it.",
-        wrong={"self.weight.detach().clone()": "self.weight.detach()"},
+        wrong={"self.weight.data.clone()": "self.weight.data"},
     ),
     Misconception(
         name="merged_weight_trained",
@@ -417,14 +421,14 @@ MISCONCEPTIONS = [
         part="adapters",
         says="Your swap accepts an adapter that lacks a name, and leaves the old value there: half of one, half of the "
         "other.",
-        wrong={"old.keys() ^ state.keys()": "state.keys() - old.keys()"},
+        wrong={"set(old) ^ set(state)": "state.keys() - old.keys()"},
     ),
     Misconception(
         name="unknown_names_accepted",
         part="adapters",
         says="Your swap accepts names that the model has not.",
         wrong={
-            "old.keys() ^ state.keys()": "old.keys() - state.keys()",
+            "set(old) ^ set(state)": "old.keys() - state.keys()",
             "    for name, value in state.items():\n": (
                 "    state = {name: value for name, value in state.items() if name in old}\n"
                 "    for name, value in state.items():\n"
@@ -459,3 +463,32 @@ MISCONCEPTIONS = [
         },
     ),
 ]
+
+LONGER = (
+    "The vectors that are left out otherwise come after the first r, which are all that is used."
+)
+
+EQUIVALENT = [
+    Equivalent(
+        part="update",
+        before="U, S, Vh = torch.linalg.svd(update, full_matrices=False)",
+        after="U, S, Vh = torch.linalg.svd(update)",
+        because=LONGER,
+    ),
+    Equivalent(
+        part="update",
+        before="U, S, Vh = torch.linalg.svd(update, full_matrices=False)",
+        after="U, S, Vh = torch.linalg.svd(update, full_matrices=True)",
+        because=LONGER,
+    ),
+]
+
+
+def _update(answers: ModuleType, rng: torch.Generator) -> object:
+    n_out, n_in = torch.randint(1, 6, (2,), generator=rng).tolist()
+    update = torch.randn(n_out, n_in, generator=rng, dtype=torch.float64)
+    r = int(torch.randint(1, min(n_out, n_in) + 1, (), generator=rng))
+    return answers.lora_update(*answers.factorise(update, r, 3.0), 3.0)
+
+
+EXAMPLES = {"update": _update}
