@@ -945,14 +945,14 @@ layout = {
     "tokens": ("embedding", 6, 5),
     "head": ("linear", 3, 6),
 }
-for targets, expected in [
-    (("proj",), ["proj", "deep.er.proj"]),
-    (["proj", "head"], ["proj", "deep.er.proj", "head"]),
-    ({"inner", "q_proj"}, ["q_proj", "deep.proj.inner"]),
+for targets, expected, dtype in [
+    (("proj",), ["proj", "deep.er.proj"], torch.float32),
+    (["proj", "head"], ["proj", "deep.er.proj", "head"], torch.float32),
+    ({"inner", "q_proj"}, ["q_proj", "deep.proj.inner"], torch.float64),
 ]:
-    model = model_to_adapt(layout).double()
+    model = model_to_adapt(layout).to(dtype)
     weights = {
-        name: torch.randn(value.shape, generator=rng, dtype=torch.float64).to(device)
+        name: torch.randn(value.shape, generator=rng, dtype=dtype).to(device)
         for name, value in model.state_dict().items()
     }
     model.load_state_dict(weights)
@@ -978,15 +978,15 @@ for targets, expected in [
     for path in expected:
         check.equal(
             str(state[f"{path}.lora_A"].dtype),
-            "torch.float64",
+            str(dtype),
             because="A and B have the dtype of the layer they belong to.",
         )
         # B away from 0, to see factor and way.
         _, n_in, n_out, *_ = layout[path]
-        A = torch.randn(2, n_in, generator=rng, dtype=torch.float64).to(device)
-        B = torch.randn(n_out, 2, generator=rng, dtype=torch.float64).to(device)
+        A = torch.randn(2, n_in, generator=rng, dtype=dtype).to(device)
+        B = torch.randn(n_out, 2, generator=rng, dtype=dtype).to(device)
         model.load_state_dict({f"{path}.lora_A": A, f"{path}.lora_B": B}, strict=False)
-        x = torch.randn(4, n_in, generator=rng, dtype=torch.float64).to(device)
+        x = torch.randn(4, n_in, generator=rng, dtype=dtype).to(device)
         W, b = weights[f"{path}.weight"], weights.get(f"{path}.bias")
         check.close(
             model.get_submodule(path)(x),
@@ -994,7 +994,7 @@ for targets, expected in [
             because="Each new layer has the old weight and bias, and the r and α that were given.",
         )
         # The old layer, which something else may hold, and the new one are of one piece.
-        changed = torch.randn(n_out, n_in, generator=rng, dtype=torch.float64).to(device)
+        changed = torch.randn(n_out, n_in, generator=rng, dtype=dtype).to(device)
         old[path].load_state_dict({"weight": changed}, strict=False)
         check.equal(
             model.state_dict()[f"{path}.weight"],

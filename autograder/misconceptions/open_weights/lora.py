@@ -119,17 +119,11 @@ MISCONCEPTIONS = [
     Misconception(
         name="base_not_frozen",
         part="layer",
-        says="Your base is trained too: weight and bias require gradients. Only A and B are trained.",
+        says="Your base is trained too: weight or bias require gradients, always or once merged. Only A and B are trained.",
         wrong={
             "torch.zeros(out_features, in_features), requires_grad=False": "torch.zeros(out_features, in_features)",
             "torch.zeros(out_features), requires_grad=False": "torch.zeros(out_features)",
         },
-    ),
-    Misconception(
-        name="bias_not_frozen",
-        part="layer",
-        says="Your bias is trained. It belongs to the base, which is frozen.",
-        wrong={"torch.zeros(out_features), requires_grad=False": "torch.zeros(out_features)"},
     ),
     Misconception(
         name="factor_forgotten_in_forward",
@@ -230,14 +224,6 @@ MISCONCEPTIONS = [
         part="layer",
         says="Your unmerge changes nothing: what you kept is the weight itself, not a copy of it.",
         wrong={"self.weight.data.clone()": "self.weight.data"},
-    ),
-    Misconception(
-        name="merged_weight_trained",
-        part="layer",
-        says="Your merge makes a new weight, and that one is not frozen.",
-        wrong={
-            ADDED: "self.weight = nn.Parameter(self.weight + lora_update(self.lora_A, self.lora_B, self.alpha))"
-        },
     ),
     Misconception(
         name="copy_in_the_state",
