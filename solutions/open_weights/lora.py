@@ -68,10 +68,12 @@ def set_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
 # is half of what it should be, without a warning. (Kalajdzievski (2023) argues for $\alpha / \sqrt r$, which `peft` has
 # as an option, `use_rslora`. Here it is $\alpha / r$.)
 #
-# **The best one.** If $\Delta W$ is known, which product of rank $r$ comes closest to it? Write its singular value
-# decomposition, $\Delta W = U \Sigma V^\top = \sum_i \sigma_i\, u_i v_i^\top$, with
-# $\sigma_1 \ge \sigma_2 \ge \dots \ge 0$. Eckart and Young (1936): no matrix of rank $r$ is closer, in the sum of
-# squared differences, than the first $r$ terms of that sum. What is lost is $\sum_{i > r} \sigma_i^2$. So
+# **The best one.** If $\Delta W$ is known, which product of rank $r$ comes closest to it? Every matrix has a *singular
+# value decomposition*, $\Delta W = U \Sigma V^\top = \sum_i \sigma_i\, u_i v_i^\top$. The columns $v_i$ of $V$ are
+# directions of the input, at right angles to each other, the columns $u_i$ of $U$ directions of the output, and the
+# *singular values* $\sigma_1 \ge \sigma_2 \ge \dots \ge 0$ say how much of one becomes how much of the other. Eckart
+# and Young (1936): no matrix of rank $r$ is closer to $\Delta W$, in the sum of squared differences, than the first $r$
+# terms of that sum. What is lost is $\sum_{i > r} \sigma_i^2$. So
 #
 # $$\frac{\alpha}{r}\, B A = \sum_{i \le r} \sigma_i\, u_i v_i^\top .$$
 #
@@ -278,8 +280,8 @@ for alpha in (0.0, -2.0, math.nan):
 # $x$. The authors' code, `loralib`, and the library `peft` draw $A$ from a uniform distribution instead (torch's usual
 # one for a linear layer, narrower by $\sqrt3$); $B$ is 0 in all of them.
 #
-# **What is trained.** $A$ and $B$, and nothing else: $W_0$ and $b$ do not require gradients. This is where the memory
-# goes. With Adam a trained weight brings a gradient and two running means along; a frozen one brings nothing.
+# **What is trained.** $A$ and $B$, and nothing else: $W_0$ and $b$ do not require gradients. This is what saves the
+# memory. With Adam a trained weight brings a gradient and two running means along; a frozen one brings nothing.
 #
 # **Dropout**, where it is wanted, falls on what enters $A$, in training only. The way through $W_0$ is left alone.
 #
@@ -291,7 +293,7 @@ for alpha in (0.0, -2.0, math.nan):
 # quite do that, for $(w + \delta) - \delta$ is rounded twice. In half precision $(1 + 1000) - 1000$ is 1, and
 # $(0.1 + 1000) - 1000$ is 0. And if $A$ and $B$ have changed in the meantime, what is subtracted is not what was added.
 # We keep a copy of the weight while it is merged. (`peft` subtracts, which needs no second copy. For one exchange the
-# error is small.)
+# error is small.) Your `lora_update` gives what is to be added.
 
 
 # %% solution="layer"
