@@ -1,0 +1,153 @@
+// Models with open weights: when they came, how large they are, and under which licence, one after the other.
+// Data: {kinds: [name, …], models: [{name, date: "2023-02-24", when, size, active, context, licence, kind, from, data}, …]}:
+// `size` and `active` count parameters (`active` where not all are used for a token), `context` tokens, `kind` is an
+// index of `kinds`, `from` the name of the model whose weights were trained further, `data` what training data is public.
+
+import { make, line, shape } from "./parts.js";
+
+const BOX = { left: 44, right: 14, top: 14, bottom: 36, width: 480, height: 320 };
+const SHOWN = { years: [2018, 2026], size: [8, 12] }; // the sizes in powers of ten
+const YEAR = 365.25 * 24 * 3600 * 1000;
+
+// A date as a number of years.
+export function years(date) {
+  const year = Number(date.slice(0, 4));
+  return year + (Date.parse(date) - Date.parse(`${year}-01-01`)) / YEAR;
+}
+
+export function inOrder(models) {
+  return [...models].sort((a, b) => Date.parse(a.date) - Date.parse(b.date) || a.size - b.size);
+}
+
+// The models before one, from the nearest to the first, and those made straight from it.
+export function family(models, name) {
+  const before = [];
+  for (let from = models.find((m) => m.name === name).from; from; from = models.find((m) => m.name === from).from) before.push(from);
+  return { before, after: models.filter((m) => m.from === name).map((m) => m.name) };
+}
+
+// The model to show when `name` may have left the list: itself, else the nearest in time.
+export function nearest(listed, models, name) {
+  const place = listed.findIndex((m) => m.name === name);
+  if (place >= 0) return place;
+  const at = years(models.find((m) => m.name === name).date);
+  const away = listed.map((m) => Math.abs(years(m.date) - at));
+  return away.indexOf(Math.min(...away));
+}
+
+// 340 million, 6.74 billion, 70.6 billion, 405 billion.
+export function size(n) {
+  const [unit, word] = n >= 1e9 ? [1e9, "billion"] : [1e6, "million"];
+  return `${Number((n / unit).toPrecision(3))} ${word}`;
+}
+
+export function told({ name, when, size: all, active, context, licence, data }, kind, { before, after }) {
+  const used = active ? `, ${size(active)} of them used for a token` : "";
+  const parts = [
+    `${name}, ${when}: ${size(all)} parameters${used}; context of ${context.toLocaleString("en")} tokens.`,
+    `Licence: ${licence} (${kind}).`,
+    before.length ? `Trained further from ${before.join(", and that from ")}.` : "Trained from the start.",
+  ];
+  if (after.length) parts.push(`Trained further to ${after.join(" and ")}.`);
+  if (data) parts.push(`Its training data is public: ${data}.`);
+  return parts.join(" ");
+}
+
+export function mount(figure, { kinds, models }) {
+  models = inOrder(models);
+  const state = { kind: -1, name: models[0].name }; // kind -1 is all
+
+  const controls = make("div", "course-controls");
+  const slider = Object.assign(document.createElement("input"), { type: "range", min: 0, step: 1 });
+  slider.addEventListener("input", () => {
+    state.name = listed()[slider.value].name;
+    draw();
+  });
+  const place = Object.assign(make("span", "course-value"), { ariaHidden: "true" });
+  const chooser = document.createElement("select");
+  chooser.append(...["all", ...kinds].map((name, i) => new Option(name, i - 1)));
+  for (const option of chooser.options) option.disabled = option.value >= 0 && !models.some((m) => m.kind === Number(option.value));
+  chooser.addEventListener("change", () => {
+    state.kind = Number(chooser.value);
+    state.name = listed()[nearest(listed(), models, state.name)].name;
+    draw();
+  });
+  controls.append(line("Model", slider, place), line("Licence", chooser));
+  const svg = shape(null, "svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img" });
+  const marks = ["Circles", "triangles", "squares"];
+  const note = make(
+    "p",
+    "course-caption",
+    "Across: time; upwards: parameters, in powers of ten. " +
+      `${kinds.map((kind, i) => `${marks[i]}: ${kind}`).join("; ")}. Lines: weights that were trained further. Ring: the model chosen.`,
+  );
+  const text = make("p", "course-state");
+  text.setAttribute("aria-live", "polite");
+  figure.append(controls, svg, note, text);
+
+  function listed() {
+    return models.filter((m) => state.kind < 0 || m.kind === state.kind);
+  }
+
+  function draw() {
+    const shown = listed();
+    const chosen = shown.findIndex((m) => m.name === state.name);
+    const model = shown[chosen];
+    slider.max = shown.length - 1;
+    slider.value = chosen;
+    place.textContent = `${model.name} (${chosen + 1} of ${shown.length})`;
+    slider.setAttribute("aria-valuetext", place.textContent);
+    const relatives = family(models, model.name);
+    plot(svg, models, shown, model, relatives);
+    text.textContent = told(model, kinds[model.kind], relatives);
+    svg.setAttribute(
+      "aria-label",
+      `${shown.length} models with open weights by date and parameters. The one chosen, ${model.name}, is number ` +
+        `${chosen + 1} in time; ${shown.filter((m) => m.size > model.size).length} of them are larger.`,
+    );
+  }
+  draw();
+}
+
+function plot(svg, models, shown, chosen, { before, after }) {
+  svg.replaceChildren();
+  const [from, to] = SHOWN.years;
+  const [low, high] = SHOWN.size;
+  const x = (date) => BOX.left + ((years(date) - from) / (to - from)) * (BOX.width - BOX.left - BOX.right);
+  const y = (n) => BOX.height - BOX.bottom - ((Math.log10(n) - low) / (high - low)) * (BOX.height - BOX.top - BOX.bottom);
+  const write = (textContent, [a, b], anchor = "middle") => {
+    shape(svg, "text", { x: a, y: b, fill: "currentColor", "font-size": 12, "text-anchor": anchor }).textContent = textContent;
+  };
+  const [left, bottom] = [BOX.left, BOX.height - BOX.bottom];
+  shape(svg, "polyline", {
+    points: `${left},${BOX.top} ${left},${bottom} ${BOX.width - BOX.right},${bottom}`,
+    fill: "none", stroke: "currentColor", "stroke-opacity": 0.6,
+  });
+  for (let year = from; year < to; year += 1) write(String(year), [x(`${year}-07-02`), bottom + 16]);
+  for (let k = low; k <= high; k += 1) write(power(k), [left - 6, y(10 ** k) + 4], "end");
+  write("the year in which it came", [(left + BOX.width) / 2, BOX.height - 4]);
+
+  const related = new Set([chosen.name, ...before, ...after]);
+  for (const model of models.filter((m) => m.from)) {
+    const parent = models.find((m) => m.name === model.from);
+    const thick = related.has(model.name) && related.has(parent.name);
+    shape(svg, "line", {
+      x1: x(parent.date), y1: y(parent.size), x2: x(model.date), y2: y(model.size),
+      stroke: "currentColor", "stroke-width": thick ? 2.5 : 1, "stroke-opacity": thick ? 1 : 0.4,
+    });
+  }
+  for (const model of models) {
+    const [a, b] = [x(model.date), y(model.size)];
+    const look = { stroke: "currentColor", "stroke-width": 1.5, fill: model.kind === 0 ? "var(--bar)" : "none" };
+    if (!shown.includes(model)) look.opacity = 0.25;
+    if (model.kind === 0) shape(svg, "circle", { cx: a, cy: b, r: 4, ...look });
+    else if (model.kind === 1) shape(svg, "path", { d: `M${a - 5},${b + 4} L${a + 5},${b + 4} L${a},${b - 5} Z`, ...look });
+    else shape(svg, "rect", { x: a - 4, y: b - 4, width: 8, height: 8, ...look });
+  }
+  const [a, b] = [x(chosen.date), y(chosen.size)];
+  shape(svg, "circle", { cx: a, cy: b, r: 9, fill: "none", stroke: "var(--mark, #d55e00)", "stroke-width": 3 });
+  const inside = a < BOX.width / 2; // the name stands on the side that has room
+  write(chosen.name, [inside ? a + 13 : a - 13, b - 10], inside ? "start" : "end");
+}
+
+const power = (k) => `10${[...String(k)].map((c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[Number(c)]).join("")}`;
