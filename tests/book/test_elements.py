@@ -493,7 +493,7 @@ def test_open_models_move_by_keyboard_in_order_of_time_and_say_so(elements):
     # The data come in another order.
     assert state.text_content() == (
         "M00, quarter 0: 1 billion parameters; context of 1,024 tokens. "
-        "Licence: Apache 2.0 (for any purpose). Trained from the start."
+        "Licence: Apache 2.0 (for any purpose). No model here is its base."
     )
     slider.focus()
     for _ in range(9):

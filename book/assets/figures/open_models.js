@@ -46,7 +46,7 @@ export function told({ name, when, size: all, active, context, licence, data }, 
   const parts = [
     `${name}, ${when}: ${size(all)} parameters${used}; context of ${context.toLocaleString("en")} tokens.`,
     `Licence: ${licence} (${kind}).`,
-    before.length ? `Trained further from ${before.join(", and that from ")}.` : "Trained from the start.",
+    before.length ? `Trained further from ${before.join(", and that from ")}.` : "No model here is its base.",
   ];
   if (after.length) parts.push(`Trained further to ${after.join(" and ")}.`);
   if (data) parts.push(`Its training data is public: ${data}.`);
