@@ -95,8 +95,8 @@ export function mount(figure, { kinds, models }) {
     const model = shown[chosen];
     slider.max = shown.length - 1;
     slider.value = chosen;
-    place.textContent = `${model.name} (${chosen + 1} of ${shown.length})`;
-    slider.setAttribute("aria-valuetext", place.textContent);
+    place.textContent = `${chosen + 1} of ${shown.length}`;
+    slider.setAttribute("aria-valuetext", `${model.name} (${place.textContent})`);
     const relatives = family(models, model.name);
     plot(svg, models, shown, model, relatives);
     text.textContent = told(model, kinds[model.kind], relatives);
@@ -146,8 +146,7 @@ function plot(svg, models, shown, chosen, { before, after }) {
   }
   const [a, b] = [x(chosen.date), y(chosen.size)];
   shape(svg, "circle", { cx: a, cy: b, r: 9, fill: "none", stroke: "var(--mark, #d55e00)", "stroke-width": 3 });
-  const inside = a < BOX.width / 2; // the name stands on the side that has room
-  write(chosen.name, [inside ? a + 13 : a - 13, b - 10], inside ? "start" : "end");
+  write(chosen.name, [left + 10, BOX.top + 14], "start"); // up there, in the early years, nothing is in its way
 }
 
 const power = (k) => `10${[...String(k)].map((c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[Number(c)]).join("")}`;
