@@ -241,15 +241,11 @@ def copy_files(app: Sphinx, problem: Exception | None = None) -> None:
 def classic(name: str, module: str) -> str:
     """The module as a classic script: browsers refuse modules on a page opened from a folder.
 
-    What it imports from parts.js stands in the script itself.
+    What it imports from parts.js stands in the script itself, in a scope of its own.
     """
     exports = re.findall(r"^export (?:async )?(?:function|const|class) (\w+)", module, re.MULTILINE)
-    body, shared = re.subn(
-        r'^import \{[^}]*\} from "\./parts\.js";\n', "", module, flags=re.MULTILINE
-    )
-    if shared:
-        body = PARTS.read_text(encoding="utf-8") + body
-    body = re.sub(r"^export ", "", body, flags=re.MULTILINE)
+    body = re.sub(r'^import (\{[^}]*\}) from "\./parts\.js";', _parts, module, flags=re.MULTILINE)
+    body = _without_export(body)
     if re.search(r"^(import|export) ", body, re.MULTILINE):
         raise ExtensionError(
             f"figures/{name}.js: only `export function|const|class`, and no import but of parts.js"
@@ -258,6 +254,15 @@ def classic(name: str, module: str) -> str:
         f"(() => {{\n{body}\n"
         f"(window.courseFigures ??= {{}}).{name} = {{ {', '.join(exports)} }};\n}})();\n"
     )
+
+
+def _parts(found: re.Match) -> str:
+    parts = _without_export(PARTS.read_text(encoding="utf-8"))
+    return f"const {found[1]} = (() => {{\n{parts}\nreturn {found[1]};\n}})();"
+
+
+def _without_export(module: str) -> str:
+    return re.sub(r"^export ", "", module, flags=re.MULTILINE)
 
 
 def shrink_icons(app: Sphinx, problem: Exception | None) -> None:

@@ -749,8 +749,8 @@ for n_in, n_out, r, alpha, bias in [(3, 5, 2, 1.0, True), (4, 2, 3, 12.0, False)
 #   A copy is right only until something else changes the original, and it doubles the memory.
 #
 # The new layer also has to have the old one's dtype, device, and mode: a model in evaluation must not find dropout in
-# it. Replace a layer by `setattr(parent, name, layer)`; `model.get_submodule(path)` gives the module at a path, and
-# `model.get_submodule("")` the model.
+# it. `model.named_modules()` gives every path with its module, `model.get_submodule(path)` the module at a path, and
+# `model.get_submodule("")` the model. A layer is replaced by `setattr(parent, name, layer)`.
 #
 # For GPT-3, with rank 4 on queries and values in 96 layers, that is
 # $96 \cdot 2 \cdot 4\,(12{,}288 + 12{,}288) \approx 19$ million trained parameters of 175 billion, one in 9,300. Hu et

@@ -1,11 +1,10 @@
 """A fine-tuned model that answers from memory, two that have a found page before their eyes, and the search alone.
 
 The portraits of the base text, gathered by person, are the pages; a search engine ranks them for a question by TF-IDF.
-A small base model (as in the run `instruct`, with room for a page) is fine-tuned three times on demonstrations of the
-same thousand instructions, refusals included. One model is shown the bare questions, as in `instruct`. The two others
-are shown the page that the engine ranks first in front of each question. For one of them the pages are as they are; for
-the other every fact that is asked for has been changed, on the page and in the demonstrated answer, so that memory is
-of no use. All answer test questions about people, one word drawn after the other. What is counted: right answers,
+A small base model (as in the run `instruct`, with room for a page) is fine-tuned three times, alike but for what
+stands in the prompts of its demonstrations: the bare question; in front of it the page that the engine ranks first; or
+such a page on which every fact that is asked for has been changed, as in the demonstrated answer, so that memory is of
+no use. All answer test questions about people, one word drawn after the other. What is counted: right answers,
 refusals and wrong answers, for what the base text tells, for what it does not tell, and for facts that have changed
 since: the same told questions, where page and right answer name another city or job than the base text. Of the search
 alone it is counted whether the page ranked first contains the right answer, another possible answer, or neither. The
@@ -29,7 +28,11 @@ instruct = runs.script("alignment/instruct")
 SEEDS = (0, 1, 2)
 PAGE = 12  # words of the longest page
 MAX_LENGTH = instructions.MAX_LENGTH + PAGE
-READING_STEPS, READING_RATE = 2000, 2e-3  # to read is learnt more slowly than to answer
+DEMONSTRATIONS, STEPS, RATE = (
+    8000,
+    1000,
+    1e-3,
+)  # more than in `instruct`: reading is learnt more slowly
 TESTED = 1500
 SHOWN = 8  # answers of each kind that the record keeps
 
@@ -96,6 +99,14 @@ class WithPage:
         return (*self.page, *self.asked.question)
 
 
+Prompt = Instruction | WithPage
+
+
+def bare(prompt: Prompt) -> Instruction:
+    """The instruction without a page."""
+    return prompt.asked if isinstance(prompt, WithPage) else prompt
+
+
 def with_pages(asked: Sequence[Instruction], engine: Engine) -> list[WithPage]:
     return [WithPage(one, page) for one, page in zip(asked, engine.best(asked), strict=True)]
 
@@ -130,34 +141,35 @@ def base(seed: int) -> nn.Module:
     return model.eval()
 
 
-def reader(start: nn.Module, seed: int, engine: Engine, *, changes: bool) -> nn.Module:
-    """The model after training on demonstrations with pages; ``changes``: what is asked for is not as it was."""
-    rng = lab.generator(f"demonstrations {seed}")
-    asked = instructions.instructions("demonstrations", instruct.DEMONSTRATIONS, rng)
-    prompts = with_pages(asked, engine)
-    if changes:
-        prompts = [
-            changed(one, rng) if instruct.kind(one.asked) == "told" else one for one in prompts
-        ]
-    shown = [instructions.demonstrate(one.asked, rng) for one in prompts]
+def fine_tuned(start: nn.Module, seed: int, prompts: Sequence[Prompt]) -> nn.Module:
+    """The model after training on the demonstrated answers, with the base text besides, as in `instruct`."""
+    rng = lab.generator(f"answers {seed}")
+    shown = [instructions.demonstrate(bare(one), rng) for one in prompts]
     tokens, _, response = instructions.texts(prompts, shown)
     inputs, targets = tokens[:, :-1], tokens[:, 1:].masked_fill(~response[:, 1:], -100)
+    more_text = training.text_batches(instruct.text(seed), instruct.BATCH, MAX_LENGTH)
 
-    def batch(rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def batch(rng: torch.Generator) -> tuple:
         rows = torch.randint(len(prompts), (instruct.BATCH,), generator=rng)
-        return inputs[rows], targets[rows]
+        return (inputs[rows], targets[rows]), more_text(rng)
+
+    def loss(model: nn.Module, batch: tuple) -> Tensor:
+        demonstrated, read = (training.token_loss(model, part) for part in batch)
+        return demonstrated + instruct.KEPT * read
 
     model = copy.deepcopy(start)
-    training.train(
-        model,
-        batch,
-        training.token_loss,
-        READING_STEPS,
-        READING_RATE,
-        generator=lab.generator(f"reading {seed}"),
-        progress=False,
-    )
+    rng = lab.generator(f"fine-tuning {seed}")
+    training.train(model, batch, loss, STEPS, RATE, generator=rng, progress=False)
     return model.eval()
+
+
+def demonstrations(seed: int, engine: Engine) -> dict[str, Sequence[Prompt]]:
+    """The same instructions in three forms, by the name of the model that learns from them."""
+    rng = lab.generator(f"demonstrations {seed}")
+    asked = instructions.instructions("demonstrations", DEMONSTRATIONS, rng)
+    found = with_pages(asked, engine)
+    news = [changed(one, rng) if instruct.kind(one.asked) == "told" else one for one in found]
+    return {"from memory": asked, "with the page": found, "with the page, changes shown": news}
 
 
 # --- what is counted ------------------------------------------------------------------------------
@@ -191,9 +203,8 @@ def measure(seed: int) -> dict:
 
     start = base(seed)
     models_ = {
-        "from memory": instruct.fine_tuned(start, seed, refusals=True),
-        "with the page": reader(start, seed, engine, changes=False),
-        "with the page, changes in training": reader(start, seed, engine, changes=True),
+        name: fine_tuned(start, seed, prompts)
+        for name, prompts in demonstrations(seed, engine).items()
     }
     results: dict[str, dict] = {"search alone": {k: on_the_page(own) for k, own in kinds.items()}}
     samples = {
@@ -210,7 +221,7 @@ def measure(seed: int) -> dict:
     for name, model in models_.items():
         results[name] = {}
         for kind, prompts in kinds.items():
-            given = [one.asked for one in prompts] if name == "from memory" else prompts
+            given = [bare(one) for one in prompts] if name == "from memory" else prompts
             said = instructions.respond(model, given, lab.generator(f"{name} {kind} {seed}"))
             results[name][kind] = shares(prompts, said)
             for sample, response in zip(samples[kind], said, strict=False):
