@@ -287,7 +287,7 @@ def show_scores(where: "ClassFolder") -> None:
 def _score_table(found: list["Score"], by: Literal["exercise", "era"]) -> Table:
     """The points of each student, summed over each exercise or each era."""
     possible: dict[str, float] = {}
-    for score in {(s.era, s.exercise): s for s in found}.values():
+    for _, score in sorted({(s.era, s.exercise): s for s in found}.items()):
         column = getattr(score, by)
         possible[column] = possible.get(column, 0) + score.possible_auto
     table = Table(title="Points found by tests (written answers are graded by hand)")
