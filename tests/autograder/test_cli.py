@@ -50,3 +50,10 @@ def test_each_era_has_a_column_where_there_is_none(shown):
     assert row(table, "ada") == ["ada (late)", "9.5", "10"]
     assert row(table, "bo") == ["[bold]bo", "1", "–"]
     assert "autograder report" in " ".join(table.split())
+
+
+def test_the_sum_is_shown_where_not_even_eras_have_room(shown):
+    table = shown(30)
+    assert "first_era" not in table and "of 30" in table
+    assert row(table, "ada") == ["ada (late)", "19.5"]
+    assert row(table, "bo") == ["[bold]bo", "1"]
