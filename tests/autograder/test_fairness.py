@@ -75,6 +75,7 @@ def test_a_hundred_times_the_same(fresh):
         assert said(fresh.grade(ATTENTION, notebook)) == first[number % len(few)]
 
 
+@pytest.mark.of_exercise
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda m: "-".join(m.values()))
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.name)
 def test_the_same_on_other_processors_and_with_other_threads(exercise, machine, fresh, monkeypatch):
