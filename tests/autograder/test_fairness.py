@@ -2,12 +2,11 @@
 
 import itertools
 import os
-import shutil
 
 import pytest
 
 from autograder import engine, pool, sandbox
-from autograder.engine import CACHE, Engine, default
+from autograder.engine import default
 from autograder.loader import find_exercise
 from autograder.misconceptions import misconceptions, wrong_part
 from autograder.pool import Job, grade_all
@@ -48,18 +47,6 @@ def said(result):
         name: (verdict["passed"], verdict["misconception"], verdict["message"])
         for name, verdict in result["tests"].items()
     }
-
-
-@pytest.fixture
-def fresh(tmp_path):
-    """An engine that knows no result, but what the exercises are prepared with."""
-    for exercise in EXERCISES:
-        default().prepare(exercise)
-    for path in CACHE.glob("*.prepared"):
-        shutil.copyfile(path, tmp_path / path.name)
-    grader = Engine(cache=tmp_path)
-    yield grader
-    grader.close()
 
 
 def forget(grader):
