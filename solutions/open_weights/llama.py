@@ -2106,7 +2106,7 @@ for sizes in [
 
 
 # %%
-def from_pretrained(folder: Path | str, layout: Layout = "halves") -> Llama:
+def from_pretrained(folder: Path | str, layout: Layout = "halves") -> nn.Module:
     """The LLaMA in a folder as Hugging Face's library writes it; errors as of ``load_llama``."""
     files = [path for path in Path(folder).iterdir() if path.suffix in (".json", ".safetensors")]
     return load_llama({path.name: path.read_bytes() for path in files}, layout)
