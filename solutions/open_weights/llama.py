@@ -105,7 +105,7 @@ def rms_norm(
         raise ValueError(
             f"weight must be of shape {tuple(x.shape[-1:])}, got {tuple(weight.shape)}"
         )
-    wide = x if x.dtype == torch.float64 else x.float()
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     root = torch.sqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
     return weight * (wide / root).to(x.dtype)
     ### END SOLUTION
@@ -376,7 +376,7 @@ def apply_rope(
     angles = positions[:, None] * base**-exponents  # (length, head_dim / 2)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     if layout == "interleaved":
-        a, c = x[..., 0::2], x[..., 1::2]
+        a, c = x[..., ::2], x[..., 1::2]
     elif layout == "halves":
         a, c = x.chunk(2, dim=-1)
     else:
@@ -1473,6 +1473,13 @@ check.close(alone["x"], 2.5, because="A tensor without dimensions holds one numb
 check.equal(
     read_safetensors((2).to_bytes(8, "little") + b"{}"), {}, because="No entries: no tensors."
 )
+check.raises(
+    ValueError,
+    read_safetensors,
+    (2 + 2**56).to_bytes(8, "little") + b"{}",
+    mentions="header",
+    because="All 8 bytes count for the length of the header: this one ends far behind the file.",
+)
 for entry in (
     {"dtype": "I64", "shape": [1], "data_offsets": [4, 12]},
     {"dtype": "F32", "shape": [3], "data_offsets": [4, 12]},
@@ -1675,7 +1682,7 @@ def _all_tensors(files: Mapping[str, bytes]) -> dict[str, Tensor]:
     if "model.safetensors" in files or index not in files:
         return read_safetensors(_file(files, "model.safetensors"))
     tensors = {}
-    for name in sorted(set(json.loads(files[index])["weight_map"].values())):
+    for name in set(json.loads(files[index])["weight_map"].values()):
         tensors |= read_safetensors(_file(files, name))
     return tensors
     ### END SOLUTION
@@ -1772,6 +1779,7 @@ cases += [
 kept = [dict(case) for case in cases]
 for fields, got in zip(cases, each(read_config, [(case,) for case in cases]), strict=True):
     check.that(isinstance(got, LlamaConfig), "read_config must return a LlamaConfig.")
+    check.that(type(got.head_dim) is int, "head_dim is a whole number: divide with //.")
     check.equal(
         vars(got),
         vars(theirs.read_config(fields)),
@@ -1815,10 +1823,10 @@ for name in missing:
 from safetensors.torch import save
 
 
-def loaded(files: dict[str, bytes], layout: Layout = "halves") -> nn.Module:
+def loaded(files: dict[str, bytes], *layout: Layout) -> nn.Module:
     """Your model; and if your loader refuses the files, a failure that says so."""
     try:
-        return load_llama(files, layout)
+        return load_llama(files, *layout)
     except ValueError as error:
         raise check.CheckFailed(
             "A folder in which nothing is wrong was refused.",
@@ -1845,7 +1853,7 @@ with torch.no_grad():
         because="The loaded model must give the logits of the one whose weights are in the file.",
     )
     check.close(
-        loaded(files, layout="interleaved")(tokens),
+        loaded(files, "interleaved")(tokens),
         model(tokens),
         because="The file is for the halved layout. In the other one, permute q_proj with num_attention_heads and "
         "k_proj with num_key_value_heads, and nothing else; the logits are then the same.",
@@ -1961,6 +1969,14 @@ with torch.no_grad():
         atol=1e-3,
     )
 single, sharded = files_of(config, tensors), files_of(config, tensors, shards=3)
+with torch.no_grad():
+    check.close(
+        loaded(single | {INDEX: sharded[INDEX]})(tokens),
+        theirs.load_llama(single)(tokens),
+        because="Where there is a model.safetensors it is read, and an index beside it is not.",
+        rtol=1e-3,
+        atol=1e-3,
+    )
 for files in (single, sharded):
     for name in files:
         if name != "generation_config.json":
@@ -2080,6 +2096,10 @@ for sizes in [
         order = torch.randperm(len(shapes), generator=rng).tolist()
         names = list(shapes)
         mixed = {names[i]: shapes[names[i]] for i in order}
+        check.that(
+            all(type(size) in (int, bool) for size in dimensions(mixed)),
+            "The dimensions are whole numbers, and True or False: divide with //.",
+        )
         check.equal(
             tuple(dimensions(mixed)),
             tuple(theirs.dimensions(mixed)),

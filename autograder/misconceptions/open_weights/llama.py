@@ -8,6 +8,7 @@ from safetensors.torch import save
 
 from autograder.misconceptions import Equivalent, Misconception
 
+WIDE = "wide = x.to(torch.promote_types(x.dtype, torch.float32))"
 ROOT_MEAN_SQUARE = "torch.sqrt(wide.square().mean(dim=-1, keepdim=True) + eps)"
 SCALED = "weight * (wide / root).to(x.dtype)"
 GATED = "F.silu(x @ gate_proj.T) * (x @ up_proj.T)"
@@ -40,12 +41,7 @@ MISCONCEPTIONS = [
         part="norm",
         says="Your RMSNorm subtracts the mean: that is layer norm. RMSNorm divides by the root of the mean square and "
         "leaves the mean where it is.",
-        wrong={
-            "wide = x if x.dtype == torch.float64 else x.float()": (
-                "wide = x if x.dtype == torch.float64 else x.float()\n"
-                "    wide = wide - wide.mean(dim=-1, keepdim=True)"
-            )
-        },
+        wrong={WIDE: f"{WIDE}\n    wide = wide - wide.mean(dim=-1, keepdim=True)"},
     ),
     Misconception(
         name="eps_outside_the_root",
@@ -89,7 +85,7 @@ MISCONCEPTIONS = [
         part="norm",
         says="Your squares are computed in the type of x. In float16 they overflow above 65,504 and vanish when small: "
         "compute them in float32.",
-        wrong={"wide = x if x.dtype == torch.float64 else x.float()": "wide = x"},
+        wrong={WIDE: "wide = x"},
     ),
     Misconception(
         name="silu_on_the_up_branch",
@@ -122,8 +118,8 @@ MISCONCEPTIONS = [
         says='Your two layouts are swapped: "interleaved" pairs neighbours, 2j and 2j+1 (the paper, Meta\'s code), '
         '"halves" pairs j and j + head_dim/2 (Hugging Face).',
         wrong={
-            'if layout == "interleaved":\n        a, c = x[..., 0::2], x[..., 1::2]\n    elif layout == "halves":': (
-                'if layout == "halves":\n        a, c = x[..., 0::2], x[..., 1::2]\n    elif layout == "interleaved":'
+            'if layout == "interleaved":\n        a, c = x[..., ::2], x[..., 1::2]\n    elif layout == "halves":': (
+                'if layout == "halves":\n        a, c = x[..., ::2], x[..., 1::2]\n    elif layout == "interleaved":'
             ),
             'if layout == "interleaved":\n        return': 'if layout == "halves":\n        return',
         },
@@ -133,7 +129,7 @@ MISCONCEPTIONS = [
         part="rope",
         says="Your function pairs feature j with j + head_dim/2 in both layouts. Interleaved pairs are neighbours.",
         wrong={
-            "a, c = x[..., 0::2], x[..., 1::2]": "a, c = x.chunk(2, dim=-1)",
+            "a, c = x[..., ::2], x[..., 1::2]": "a, c = x.chunk(2, dim=-1)",
             "return torch.stack(turned, dim=-1).flatten(start_dim=-2)": "return torch.cat(turned, dim=-1)",
         },
     ),
@@ -610,8 +606,8 @@ MISCONCEPTIONS = [
         part="loading",
         says="You read one of the files that the index names. The tensors are spread over all of them.",
         wrong={
-            'sorted(set(json.loads(files[index])["weight_map"].values())):': (
-                'sorted(set(json.loads(files[index])["weight_map"].values()))[:1]:'
+            'in set(json.loads(files[index])["weight_map"].values()):': (
+                'in list(json.loads(files[index])["weight_map"].values())[:1]:'
             )
         },
     ),
@@ -649,7 +645,59 @@ MISCONCEPTIONS = [
     ),
 ]
 
-EQUIVALENT: list[Equivalent] = []
+ONE_DEVICE = "On the CPU there is one device. On a GPU the tests notice it."
+SAME_LENGTH = "Keys and values in a cache are of the same positions."
+
+EQUIVALENT = [
+    Equivalent(
+        part="norm",
+        before="wide = x.to(torch.promote_types(x.dtype, torch.float32))",
+        after="wide = x.to(torch.promote_types(torch.float32, x.dtype))",
+        because="The type that holds both does not depend on their order.",
+    ),
+    Equivalent(
+        part="rope",
+        before="exponents = torch.arange(0, head_dim, 2, device=x.device) / head_dim",
+        after="exponents = torch.arange(0, head_dim, 2) / head_dim",
+        because=ONE_DEVICE,
+    ),
+    Equivalent(
+        part="attention",
+        before="positions = torch.arange(past, past + x.shape[1], device=x.device)",
+        after="positions = torch.arange(past, past + x.shape[1])",
+        because=ONE_DEVICE,
+    ),
+    Equivalent(
+        part="attention",
+        before="mask = torch.ones(x.shape[1], k.shape[2], dtype=torch.bool, device=x.device).tril(past)",
+        after="mask = torch.ones(x.shape[1], k.shape[2], dtype=torch.bool).tril(past)",
+        because=ONE_DEVICE,
+    ),
+    Equivalent(
+        part="attention",
+        before="past = 0 if cache is None else cache[0].shape[2]",
+        after="past = 0 if cache is None else cache[1].shape[2]",
+        because=SAME_LENGTH,
+    ),
+    Equivalent(
+        part="attention",
+        before="past = 0 if cache is None else cache[0].shape[2]",
+        after="past = 0 if cache is None else cache[-1].shape[2]",
+        because=SAME_LENGTH,
+    ),
+    Equivalent(
+        part="safetensors",
+        before="part = bytearray(data[start + begin:start + end])",
+        after="part = data[start + begin:start + end]",
+        because="The numbers are the same; torch warns that nothing may be written to them.",
+    ),
+    Equivalent(
+        part="loading",
+        before="for name in set(json.loads(files[index])['weight_map'].values()):",
+        after="for name in json.loads(files[index])['weight_map'].values():",
+        because="A file that is read several times gives the same tensors each time.",
+    ),
+]
 
 
 def _norm(answers: ModuleType, rng: torch.Generator) -> object:
@@ -715,7 +763,11 @@ def _loading(answers: ModuleType, rng: torch.Generator) -> object:
         for name, value in model.state_dict().items()
     }
     fields = {"model_type": "llama", **vars(config)}
-    files = {"config.json": json.dumps(fields).encode(), "model.safetensors": save(tensors)}
+    places = {name: f"{i % 2}.safetensors" for i, name in enumerate(tensors)}
+    files = {"config.json": json.dumps(fields).encode()}
+    files["model.safetensors.index.json"] = json.dumps({"weight_map": places}).encode()
+    for place in set(places.values()):
+        files[place] = save({name: tensors[name] for name in tensors if places[name] == place})
     tokens = torch.randint(7, (1, 4), generator=rng)
     sizes = answers.dimensions({name: tuple(value.shape) for name, value in tensors.items()})
     return answers.load_llama(files, "interleaved")(tokens).detach(), tuple(sizes)
