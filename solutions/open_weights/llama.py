@@ -65,8 +65,8 @@ def set_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
 #
 # $$\mathrm{RMSNorm}(x)_i = \frac{x_i}{\sqrt{\frac1d \sum_{j=1}^d x_j^2 + \epsilon}}\; g_i.$$
 #
-# $\epsilon$ stands under the root. How large it is, is a property of the model: 1e-6 in the first LLaMA, 1e-5 in
-# Llama 2. The squares need care in half precision: float16 ends at 65,504, so the square of 300 is already infinite
+# $\epsilon$ stands under the root. Its size belongs to the model, as the weights do: 1e-6 in some LLaMAs, 1e-5 in
+# others. The squares need care in half precision: float16 ends at 65,504, so the square of 300 is already infinite
 # there. They are therefore computed in float32.
 #
 # The feed-forward network is exchanged too. The one of 2017 has two matrices and a ReLU. A *gated* network (Shazeer
