@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -272,22 +272,42 @@ def _show_found(found: "Found") -> None:
 
 
 def show_scores(where: "ClassFolder") -> None:
-    """Prints a table: a row for each student, a column for each exercise."""
+    """Prints a table: a row for each student, a column for each exercise, for each era, or for all, as they fit."""
     from autograder.classes import scores as read_scores
 
     found = read_scores(where.db_url)
-    exercises = sorted({(score.era, score.exercise) for score in found})
+    tables = [_score_table(found, by) for by in ("exercise", "era", "course")]
+    unbounded = console.options.update_width(10_000)
+    widths = [console.measure(table, options=unbounded).maximum for table in tables]
+    fits = [table for table, width in zip(tables, widths, strict=True) if width <= console.width]
+    table = fits[0] if fits else tables[-1]
+    if table is not tables[0]:
+        table.caption = f"By exercise: autograder report, or a terminal {widths[0]} columns wide"
+    console.print(table)
+
+
+def _score_table(found: list["Score"], by: Literal["exercise", "era", "course"]) -> Table:
+    """The points of each student, summed over each exercise, each era, or the whole course."""
+
+    def column(score: "Score") -> str:
+        return "points" if by == "course" else getattr(score, by)
+
+    possible: dict[str, float] = {}
+    for _, score in sorted({(s.era, s.exercise): s for s in found}.items()):
+        possible[column(score)] = possible.get(column(score), 0) + score.possible_auto
     table = Table(title="Points found by tests (written answers are graded by hand)")
     table.add_column("student")
-    possible = {(s.era, s.exercise): s.possible_auto for s in found}
-    for era, name in exercises:
-        table.add_column(f"{name}\nof {possible[era, name]:g}", justify="right")
+    for name, points in possible.items():
+        table.add_column(f"{name}\nof {points:g}", justify="right")
     for student in sorted({score.student for score in found}):
-        own = {(s.era, s.exercise): s for s in found if s.student == student}
-        late = any(score.late_seconds > 0 for score in own.values())
-        cells = [f"{own[key].auto:g}" if key in own else "–" for key in exercises]
-        table.add_row(escape(student) + (" (late)" if late else ""), *cells)
-    console.print(table)
+        own = [score for score in found if score.student == student]
+        points = {name: [s.auto for s in own if column(s) == name] for name in possible}
+        late = any(score.late_seconds > 0 for score in own)
+        table.add_row(
+            escape(student) + (" (late)" if late else ""),
+            *(f"{sum(some):g}" if some else "–" for some in points.values()),
+        )
+    return table
 
 
 def main() -> None:

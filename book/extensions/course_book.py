@@ -27,7 +27,8 @@ from lab.figures import formula_html
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-FIGURES = {path.stem for path in (ASSETS / "figures").glob("*.js")}
+PARTS = ASSETS / "figures" / "parts.js"  # what several figures are made of
+FIGURES = {path.stem for path in PARTS.parent.glob("*.js")} - {PARTS.stem}
 
 
 # --- directives ---------------------------------------------------------------------------------
@@ -238,15 +239,30 @@ def copy_files(app: Sphinx, problem: Exception | None = None) -> None:
 
 
 def classic(name: str, module: str) -> str:
-    """The module as a classic script: browsers refuse modules on a page opened from a folder."""
+    """The module as a classic script: browsers refuse modules on a page opened from a folder.
+
+    What it imports from parts.js stands in the script itself, in a scope of its own.
+    """
     exports = re.findall(r"^export (?:async )?(?:function|const|class) (\w+)", module, re.MULTILINE)
-    body = re.sub(r"^export ", "", module, flags=re.MULTILINE)
+    body = re.sub(r'^import (\{[^}]*\}) from "\./parts\.js";', _parts, module, flags=re.MULTILINE)
+    body = _without_export(body)
     if re.search(r"^(import|export) ", body, re.MULTILINE):
-        raise ExtensionError(f"figures/{name}.js: only `export function|const|class`, no import")
+        raise ExtensionError(
+            f"figures/{name}.js: only `export function|const|class`, and no import but of parts.js"
+        )
     return (
         f"(() => {{\n{body}\n"
         f"(window.courseFigures ??= {{}}).{name} = {{ {', '.join(exports)} }};\n}})();\n"
     )
+
+
+def _parts(found: re.Match) -> str:
+    parts = _without_export(PARTS.read_text(encoding="utf-8"))
+    return f"const {found[1]} = (() => {{\n{parts}\nreturn {found[1]};\n}})();"
+
+
+def _without_export(module: str) -> str:
+    return re.sub(r"^export ", "", module, flags=re.MULTILINE)
 
 
 def shrink_icons(app: Sphinx, problem: Exception | None) -> None:

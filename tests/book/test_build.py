@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import sys
 import tarfile
 from base64 import b64encode
@@ -72,8 +73,17 @@ def test_a_module_becomes_a_classic_script():
     )
     assert "export" not in script
     assert ").name = { f, h };" in script
-    with pytest.raises(course_book.ExtensionError, match="no import"):
+    with pytest.raises(course_book.ExtensionError, match="no import but"):
         course_book.classic("name", 'import { f } from "./other.js";\n')
+
+
+def test_what_a_figure_imports_from_the_parts_stands_in_its_script():
+    script = course_book.classic(
+        "name", 'import { make } from "./parts.js";\nexport function f() {}\n'
+    )
+    assert not re.search("^(import|export)", script, re.MULTILINE)
+    assert "function make(" in script and ").name = { f };" in script
+    assert "parts" not in course_book.FIGURES
 
 
 def test_results_are_forgotten_when_what_pages_use_changes(tmp_path):

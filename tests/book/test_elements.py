@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 
@@ -266,6 +267,42 @@ def test_asking_joins_words_with_spaces(elements):
     assert call(elements, "asking", "said", steps, 2) == {"before": "i do ", "next": "not"}
 
 
+@pytest.mark.parametrize(
+    ("turn", "tokens", "window", "first", "again"),
+    [
+        (1, 150, 4096, 1, 150),
+        (5, 400, 2048, 1, 6000),
+        (6, 400, 2048, 2, 8000),
+        (3, 100, 100, 3, 300),
+    ],
+)
+def test_conversation_keeps_the_latest_turns_that_fit(elements, turn, tokens, window, first, again):
+    got = call(elements, "conversation", "prompt", turn, tokens, window)
+    assert got["first"] == first
+    assert got["read"] == (turn - first + 1) * tokens <= window
+    read = call(elements, "conversation", "reading", turn, tokens, window)
+    assert read == {"again": again, "kept": turn * tokens}
+
+
+def test_conversation_moves_by_keyboard_and_says_so(elements):
+    figure = elements.locator('[data-figure="conversation"]')
+    state = figure.locator("[aria-live]")
+    assert state.text_content().startswith(
+        "For turn 1 the model reads this turn, 400 of 2,048 tokens."
+    )
+    figure.get_by_role("slider").focus()
+    elements.keyboard.press("End")
+    assert (
+        "reads turns 8 to 12, 2,000 of 2,048 tokens. Turns 1 to 7 are forgotten."
+        in state.text_content()
+    )
+    assert figure.locator(".forgotten").count() == 7 and figure.locator(".seen").count() == 5
+    # A window of 1,024 holds two turns.
+    figure.get_by_role("combobox", name="Context window").select_option("1024")
+    assert figure.locator(".seen").count() == 2
+    assert "sees 2, up to turn 12" in figure.get_by_role("img").get_attribute("aria-label")
+
+
 def test_cloze_hides_a_word_until_it_is_guessed_and_counts_each_once(elements):
     figure = elements.locator('[data-figure="cloze"]')
     state, text = figure.locator("[aria-live]"), figure.locator(".cloze-text")
@@ -312,6 +349,142 @@ def test_cloze_hides_a_word_until_it_is_guessed_and_counts_each_once(elements):
 )
 def test_cloze_spaces_words_as_print_does(elements, words, place, expected):
     assert call(elements, "cloze", "around", words, place) == expected
+
+
+# --- learning from preferences --------------------------------------------------------------------
+
+
+def test_preferences_fits_bradley_and_terry(elements):
+    """scikit-learn's logistic regression without intercept, whose C is the prior's variance, is the same problem."""
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(3)
+    differences = rng.normal(size=(40, 3)) * [1, 3, 0.3]
+    signs = np.where(rng.random(40) < 1 / (1 + np.exp(-differences @ [1, -0.5, 2])), 1, -1)
+    differences *= signs[:, None]
+    model = LogisticRegression(fit_intercept=False, C=4, tol=1e-10)
+    model.fit(np.concatenate([differences, -differences]), [1] * 40 + [0] * 40, [0.5] * 80)
+    got = call(elements, "preferences", "fit", differences.tolist(), 3)
+    np.testing.assert_allclose(got, model.coef_[0], atol=1e-4)
+
+
+def test_preferences_starts_from_nothing_and_stays_finite(elements):
+    assert call(elements, "preferences", "fit", [], 2) == [0, 0]
+    separable = [[1, 0], [1, 0], [3, 0]]
+    weights = call(elements, "preferences", "fit", separable, 2)
+    assert 0.5 < weights[0] < 5 and weights[1] == 0
+
+
+def test_preferences_makes_every_pair_of_a_ranking(elements):
+    got = call(elements, "preferences", "pairs", [[5, 1], [3, 0], [0, 0]])
+    assert got == [[2, 1], [5, 1], [3, 0]]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_preferences_best_of_n_is_the_mean_over_all_draws(elements, n):
+    rewards, gold = [2, 0, 1, 1, 2], [7.0, 1.0, 3.0, -2.0, 4.0]
+    best = []
+    for drawn in itertools.combinations(range(5), n):
+        top = max(rewards[i] for i in drawn)
+        equals = [gold[i] for i in drawn if rewards[i] == top]
+        best.append((top, np.mean(equals)))
+    expected = np.mean(best, axis=0)
+    got = call(elements, "preferences", "bestOf", n, rewards, gold)
+    assert [got["reward"], got["gold"]] == pytest.approx(expected.tolist())
+
+
+def test_preferences_counts_agreement_without_ties_of_gold(elements):
+    got = call(elements, "preferences", "agreement", [3, 1, 1, 0], [2, 1, 0, 2])
+    # 3>1 right; 3>1 right; (1, 1) tied; 3 and 0 have equal gold; 1>0 wrong; 1>0 wrong.
+    assert got == {"right": 2.5, "all": 5}
+
+
+def test_preferences_learns_by_keyboard_and_says_so(elements):
+    figure = elements.locator('[data-figure="preferences"]')
+    state, weights = figure.locator("[aria-live]"), figure.get_by_role("listitem").locator("b")
+    assert "No ranking yet" in state.text_content()
+    assert "where ?" in figure.locator(".preferences-question").text_content()
+    best = figure.get_by_role("button", name="sure rome")
+    best.press("Enter")
+    assert best.get_attribute("aria-pressed") == "true"
+    figure.get_by_role("button", name="Take the last pick back").press("Enter")
+    assert best.get_attribute("aria-pressed") == "false"
+    best.press("Enter")
+    # Two of three settle the third, the next question comes, and the focus stays among its answers.
+    figure.get_by_role("button", name="rome", exact=True).press("Enter")
+    assert "1 ranking, 3 pairs. The learnt reward orders 100 %" in state.text_content()
+    assert "what ?" in figure.locator(".preferences-question").text_content()
+    assert elements.evaluate("document.activeElement.textContent") == "sure ash"
+    polite, right = weights.all_text_contents()[-2:]
+    assert polite.startswith("+") and right.startswith("+")
+    people = figure.get_by_role("button", name="Let people rank 20")
+    people.press("Enter")
+    assert "21 rankings, 63 pairs" in state.text_content()
+    # Hidden, a feature has no weight, and agreement with the gold reward is lower.
+    agrees = [int(re.findall(r"(\d+) % of pairs of new", state.text_content())[0])]
+    figure.get_by_role("checkbox").press("Space")
+    agrees.append(int(re.findall(r"(\d+) % of pairs of new", state.text_content())[0]))
+    assert agrees[0] == 100 > agrees[1]
+    assert weights.all_text_contents()[-1] == "unseen"
+    figure.get_by_role("button", name="Forget all rankings").press("Enter")
+    assert "No ranking yet" in state.text_content()
+
+
+@pytest.mark.parametrize("advantage", [1.5, -2.0, 0.0])
+@pytest.mark.parametrize("ratio", [0.3, 0.9, 1.0, 1.15, 1.7])
+def test_clip_is_torchs_objective_with_its_gradient(elements, ratio, advantage):
+    r = torch.tensor(ratio, dtype=torch.float64, requires_grad=True)
+    value = torch.minimum(r * advantage, r.clamp(0.8, 1.2) * advantage)
+    (slope,) = torch.autograd.grad(value, r)
+    got = call(elements, "clip", "objective", ratio, advantage, 0.2)
+    assert got["value"] == pytest.approx(value.item())
+    assert got["slope"] == pytest.approx(slope.item())
+
+
+def test_clip_moves_by_keyboard_and_says_so(elements):
+    figure = elements.locator('[data-figure="clip"]')
+    state = figure.locator("[aria-live]")
+    assert "the smaller, 1.20. Slope 0" in state.text_content()
+    ratio, advantage, epsilon = figure.get_by_role("slider").all()
+    advantage.focus()
+    for _ in range(8):
+        elements.keyboard.press("ArrowLeft")
+    assert advantage.get_attribute("aria-valuetext") == "−1.00"
+    assert (
+        "the smaller, −1.30. Slope −1.00: the token's probability is pushed down."
+        in state.text_content()
+    )
+    assert "the wrong way" in state.text_content()
+    ratio.focus()
+    elements.keyboard.press("Home")
+    assert "the smaller, −0.80. Slope 0" in state.text_content()
+    epsilon.focus()
+    elements.keyboard.press("End")
+    assert "the smaller, −0.50. Slope 0" in state.text_content()
+
+
+def test_overoptimisation_moves_by_keyboard_and_says_so(elements):
+    figure = elements.locator('[data-figure="overoptimisation"]')
+    state, slider = figure.locator("[aria-live]"), figure.get_by_role("slider")
+    slider.focus()
+    for _ in range(3):
+        elements.keyboard.press("ArrowRight")
+    assert slider.get_attribute("aria-valuetext") == "30 of 110"
+    assert "Step 30 of PPO, seed 0: 1.50 nats from the start." in state.text_content()
+    assert (
+        "Learnt reward +0.30, gold reward +2.10. Right 50 %, refusals 10 %." in state.text_content()
+    )
+    method, seed = figure.get_by_role("combobox").all()
+    seed.focus()
+    elements.keyboard.press("ArrowDown")
+    method.focus()
+    elements.keyboard.press("ArrowDown")
+    # A shorter run ends where it ends.
+    assert slider.get_attribute("aria-valuetext") == "7 of 7"
+    assert "Step 7 of DPO, seed 3: 0.25 nats" in state.text_content()
+    assert "Learnt reward +1.50, gold reward −0.50" in state.text_content()
+    cells = figure.locator("tbody tr").first.locator("th, td").all_text_contents()
+    assert cells == ["where ? Right is rome.", "i friend", "wrong", "−0.10"]
 
 
 def visible_frames(stepper):

@@ -1,6 +1,8 @@
 // Sinusoidal positions (Vaswani 2017, section 3.5), to explore.
 // Data, all optional: {d_model, base, length, position}.
 
+import { line, slider, shape } from "./parts.js";
+
 // One row of the table: PE[pos, 2i] = sin(pos / base^(2i/d)), PE[pos, 2i+1] = cos(the same).
 export function encoding(position, dModel, base = 10000) {
   return Array.from({ length: dModel }, (_, j) => {
@@ -20,12 +22,16 @@ export function products(rows, position) {
 
 export function mount(figure, { d_model = 32, base = 10000, length = 64, position = 8 } = {}) {
   const state = { dModel: d_model, base, position };
+  const place = slider("Position", { min: 0, max: length - 1, value: position }, (v) => {
+    state.position = v;
+    draw();
+  });
   const controls = document.createElement("div");
   controls.className = "course-controls";
   controls.append(
     chooser("Dimensions d", [16, 32, 64], state.dModel, (v) => (state.dModel = v)),
     chooser("Base", [10, 100, 1000, 10000], state.base, (v) => (state.base = v)),
-    slider("Position", length, state.position, (v) => (state.position = v)),
+    place.control,
   );
 
   const canvas = document.createElement("canvas");
@@ -42,6 +48,7 @@ export function mount(figure, { d_model = 32, base = 10000, length = 64, positio
   figure.append(controls, canvas, mapCaption, svg, productCaption, text);
 
   function draw() {
+    place.say(String(state.position));
     const rows = table(length, state.dModel, state.base);
     const dots = products(rows, state.position);
     paint(canvas, rows, state.position);
@@ -64,27 +71,7 @@ export function mount(figure, { d_model = 32, base = 10000, length = 64, positio
     return line(label, select);
   }
 
-  function slider(label, count, value, set) {
-    const input = Object.assign(document.createElement("input"), { type: "range", min: 0, max: count - 1, step: 1, value });
-    const output = Object.assign(document.createElement("span"), { className: "course-value", ariaHidden: "true" });
-    output.textContent = value;
-    input.addEventListener("input", () => {
-      output.textContent = input.value;
-      set(Number(input.value));
-      draw();
-    });
-    return line(label, input, output);
-  }
-
   draw();
-}
-
-function line(label, ...parts) {
-  const element = document.createElement("label");
-  const name = document.createElement("span");
-  name.textContent = label;
-  element.append(name, ...parts);
-  return element;
 }
 
 function caption(text) {
@@ -116,14 +103,9 @@ function plot(svg, values, marked) {
   const high = Math.max(...values);
   const y = (v) => 115 - (110 * (v - low)) / (high - low);
   svg.replaceChildren();
-  const make = (tag, attributes) => {
-    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-    svg.append(node);
-  };
-  make("line", { x1: 0, x2: values.length * 10, y1: y(0), y2: y(0), stroke: "currentColor", "stroke-opacity": 0.5 });
+  shape(svg, "line", { x1: 0, x2: values.length * 10, y1: y(0), y2: y(0), stroke: "currentColor", "stroke-opacity": 0.5 });
   values.forEach((value, i) => {
     const [top, bottom] = [Math.min(y(0), y(value)), Math.max(y(0), y(value))];
-    make("rect", { x: i * 10 + 1, width: 8, y: top, height: bottom - top, fill: i === marked ? "var(--mark, #d55e00)" : "var(--bar)" });
+    shape(svg, "rect", { x: i * 10 + 1, width: 8, y: top, height: bottom - top, fill: i === marked ? "var(--mark, #d55e00)" : "var(--bar)" });
   });
 }

@@ -1,6 +1,8 @@
 // Chinchilla's loss L(N, D) = E + A/N^alpha + B/D^beta (Hoffmann 2022), to explore.
 // Data: {fits: [{name, E, A, B, alpha, beta}, …], models: [{name, N, D}, …]}.
 
+import { line, slider, shape } from "./parts.js";
+
 export const HOFFMANN = { E: 1.69, A: 406.4, B: 410.7, alpha: 0.34, beta: 0.28 };
 
 // N in parameters, D in tokens, the loss in nats per token.
@@ -22,18 +24,18 @@ export function mount(figure, { fits = [{ name: "Hoffmann 2022", ...HOFFMANN }],
   const state = { N: 10.5, D: 11.5, fit: 0 };
   const controls = document.createElement("div");
   controls.className = "course-controls";
-  const N = slider("Parameters N", SHOWN.N, () => state.N, (v) => (state.N = v));
-  const D = slider("Tokens D", SHOWN.D, () => state.D, (v) => (state.D = v));
+  const N = chosen("Parameters N", SHOWN.N, () => state.N, (v) => (state.N = v));
+  const D = chosen("Tokens D", SHOWN.D, () => state.D, (v) => (state.D = v));
   // Moving C keeps the model on the optimum of its compute.
-  const C = slider("Compute C", SHOWN.C, compute, (v) => follow(10 ** v));
-  controls.append(N.line, D.line, C.line);
+  const C = chosen("Compute C", SHOWN.C, compute, (v) => follow(10 ** v));
+  controls.append(N.control, D.control, C.control);
   const models_ = chooser("Model", ["none", ...models.map((m) => m.name)], (i) => {
     if (i > 0) Object.assign(state, { N: Math.log10(models[i - 1].N), D: Math.log10(models[i - 1].D) });
   });
   const fits_ = chooser("Constants", fits.map((f) => f.name), (i) => (state.fit = i));
   controls.append(models_.line, fits_.line);
 
-  const svg = make(null, "svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img" });
+  const svg = shape(null, "svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img" });
   svg.classList.add("scaling-map");
   const note = document.createElement("p");
   note.className = "course-caption";
@@ -54,27 +56,24 @@ export function mount(figure, { fits = [{ name: "Hoffmann 2022", ...HOFFMANN }],
     state.D = within(Math.log10(best.D), SHOWN.D);
   }
 
-  function slider(label, [low, high], read, set) {
-    const input = Object.assign(document.createElement("input"), { type: "range", min: low, max: high, step: 0.05 });
-    const output = Object.assign(document.createElement("span"), { className: "course-value", ariaHidden: "true" });
-    const show = () => {
-      input.value = read();
-      output.textContent = plain(10 ** read());
-      input.setAttribute("aria-valuetext", output.textContent);
-    };
-    input.addEventListener("input", () => {
+  function chosen(name, [min, max], read, set) {
+    const { control, input, say } = slider(name, { min, max, step: 0.05 }, (value) => {
       models_.select.selectedIndex = 0;
-      set(Number(input.value));
+      set(value);
       draw();
     });
-    return { line: labelled(label, input, output), show };
+    const show = () => {
+      input.value = read();
+      say(plain(10 ** read()));
+    };
+    return { control, show };
   }
 
   function chooser(label, names, set) {
     const select = document.createElement("select");
     for (const name of names) select.append(new Option(name));
     select.addEventListener("change", () => { set(select.selectedIndex); draw(); });
-    return { line: labelled(label, select), select };
+    return { line: line(label, select), select };
   }
 
   function draw() {
@@ -103,16 +102,16 @@ function plot(svg, fit, models, state, best) {
   svg.replaceChildren();
   const x = (v) => BOX.left + ((v - SHOWN.N[0]) / (SHOWN.N[1] - SHOWN.N[0])) * (BOX.width - BOX.left - BOX.right);
   const y = (v) => BOX.height - BOX.bottom - ((v - SHOWN.D[0]) / (SHOWN.D[1] - SHOWN.D[0])) * (BOX.height - BOX.top - BOX.bottom);
-  const line = (points, attributes) =>
-    make(svg, "polyline", {
+  const path = (points, attributes) =>
+    shape(svg, "polyline", {
       points: points.map(([a, b]) => `${x(a).toFixed(1)},${y(b).toFixed(1)}`).join(" "),
       fill: "none", stroke: "currentColor", ...attributes,
     });
   const label = (textContent, at, attributes) => {
-    const node = make(svg, "text", { x: at[0], y: at[1], fill: "currentColor", "font-size": 12, ...attributes });
+    const node = shape(svg, "text", { x: at[0], y: at[1], fill: "currentColor", "font-size": 12, ...attributes });
     node.textContent = textContent;
   };
-  line([[SHOWN.N[0], SHOWN.D[1]], [SHOWN.N[0], SHOWN.D[0]], [SHOWN.N[1], SHOWN.D[0]]], { "stroke-opacity": 0.6 });
+  path([[SHOWN.N[0], SHOWN.D[1]], [SHOWN.N[0], SHOWN.D[0]], [SHOWN.N[1], SHOWN.D[0]]], { "stroke-opacity": 0.6 });
   for (let k = SHOWN.N[0]; k <= SHOWN.N[1]; k += 1) label(power(k), [x(k), BOX.height - BOX.bottom + 16], { "text-anchor": "middle" });
   for (let k = SHOWN.D[0]; k <= SHOWN.D[1]; k += 1) label(power(k), [BOX.left - 6, y(k) + 4], { "text-anchor": "end" });
   label("parameters N", [x((SHOWN.N[0] + SHOWN.N[1]) / 2), BOX.height - 4], { "text-anchor": "middle" });
@@ -122,7 +121,7 @@ function plot(svg, fit, models, state, best) {
     const sum = c - Math.log10(6);
     const from = Math.max(SHOWN.N[0], sum - SHOWN.D[1]);
     const to = Math.min(SHOWN.N[1], sum - SHOWN.D[0]);
-    if (from < to) line([[from, sum - from], [to, sum - to]], { "stroke-opacity": 0.5, "stroke-dasharray": "2 4" });
+    if (from < to) path([[from, sum - from], [to, sum - to]], { "stroke-opacity": 0.5, "stroke-dasharray": "2 4" });
   }
   const optima = [];
   for (let c = 15; c <= 30; c += 0.1) {
@@ -130,31 +129,16 @@ function plot(svg, fit, models, state, best) {
     const point = [Math.log10(N), Math.log10(D)];
     if (inside(point[0], SHOWN.N) && inside(point[1], SHOWN.D)) optima.push(point);
   }
-  line(optima, { "stroke-width": 3, stroke: "var(--bar)" });
+  path(optima, { "stroke-width": 3, stroke: "var(--bar)" });
   const now = [state.N, state.D];
   const goal = [within(Math.log10(best.N), SHOWN.N), within(Math.log10(best.D), SHOWN.D)];
-  line([now, goal], { "stroke-width": 1.5, "stroke-dasharray": "5 3" });
+  path([now, goal], { "stroke-width": 1.5, "stroke-dasharray": "5 3" });
   for (const { name, N, D, left } of models) {
     const [a, b] = [x(Math.log10(N)), y(Math.log10(D))];
-    make(svg, "rect", { x: a - 4, y: b - 4, width: 8, height: 8, fill: "currentColor" });
+    shape(svg, "rect", { x: a - 4, y: b - 4, width: 8, height: 8, fill: "currentColor" });
     label(name, left ? [a - 9, b + 4] : [a + 8, b + 4], { "text-anchor": left ? "end" : "start" });
   }
-  make(svg, "circle", { cx: x(now[0]), cy: y(now[1]), r: 7, fill: "none", stroke: "var(--mark, #d55e00)", "stroke-width": 3 });
-}
-
-function make(parent, tag, attributes) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  parent?.append(node);
-  return node;
-}
-
-function labelled(label, ...parts) {
-  const line = document.createElement("label");
-  const name = document.createElement("span");
-  name.textContent = label;
-  line.append(name, ...parts);
-  return line;
+  shape(svg, "circle", { cx: x(now[0]), cy: y(now[1]), r: 7, fill: "none", stroke: "var(--mark, #d55e00)", "stroke-width": 3 });
 }
 
 const inside = (v, [low, high]) => v >= low && v <= high;
