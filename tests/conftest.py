@@ -4,8 +4,8 @@ import pytest
 
 from tests import unchanged
 
-# Each test of these files makes for itself what it needs, so they may run anywhere. Those of any other file stay
-# together, in one process: they share what is dear to make.
+# Each test of these files makes for itself what it needs, and so does one of an exercise: they may run anywhere. Those
+# of any other file stay together, in one process: they share what is dear to make.
 SPREAD = {"test_exercises.py", "test_fairness.py", "test_grading.py", "test_mutation.py"}
 # The tests of a folder that share something: a browser, the processes that hostile submissions leave.
 TOGETHER = {"book", "hostile"}
@@ -40,7 +40,7 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     for item in items:
         folder = item.path.parent.name
-        if item.path.name not in SPREAD:
+        if item.path.name not in SPREAD and not item.get_closest_marker("of_exercise"):
             group = folder if folder in TOGETHER else f"{folder}/{item.path.name}"
             item.add_marker(pytest.mark.xdist_group(group))
     passed = set() if config.getoption("again") else unchanged.passed()

@@ -23,9 +23,10 @@ TESTS = (
     "tests/unchanged.py",
     "tests/autograder/test_fairness.py",
     "tests/autograder/test_grading.py",
+    "tests/autograder/test_nbgrader.py",
     "tests/solutions/test_exercises.py",
 )
-LIBRARIES = ("einops", "jaxtyping", "numpy", "torch")
+LIBRARIES = ("einops", "ipykernel", "jaxtyping", "nbgrader", "numpy", "torch")
 
 
 def named(exercise: Exercise) -> str:
