@@ -272,31 +272,43 @@ def _show_found(found: "Found") -> None:
 
 
 def show_scores(where: "ClassFolder") -> None:
-    """Prints a table: a row for each student, a column for each exercise, or for each era where those do not fit."""
+    """Prints a table: a row for each student, a column for each exercise, for each era, or for all, as they fit."""
     from autograder.classes import scores as read_scores
 
-    found = read_scores(where.db_url)
-    table = _score_table(found, "exercise")
-    wide = console.measure(table, options=console.options.update_width(10_000)).maximum
-    if wide > console.width:
-        table = _score_table(found, "era")
-        table.caption = f"By exercise: autograder report, or a terminal {wide} columns wide"
+    # nbgrader gives a notebook that was not handed in no points; here it has none to show.
+    found = [
+        score
+        for score in read_scores(where.db_url)
+        if score.auto
+        or score.manual
+        or (where.autograded / score.student / score.era / f"{score.exercise}.ipynb").exists()
+    ]
+    tables = [_score_table(found, by) for by in ("exercise", "era", "course")]
+    unbounded = console.options.update_width(10_000)
+    widths = [console.measure(table, options=unbounded).maximum for table in tables]
+    fits = [table for table, width in zip(tables, widths, strict=True) if width <= console.width]
+    table = fits[0] if fits else tables[-1]
+    if table is not tables[0]:
+        table.caption = f"By exercise: autograder report, or a terminal {widths[0]} columns wide"
     console.print(table)
 
 
-def _score_table(found: list["Score"], by: Literal["exercise", "era"]) -> Table:
-    """The points of each student, summed over each exercise or each era."""
+def _score_table(found: list["Score"], by: Literal["exercise", "era", "course"]) -> Table:
+    """The points of each student, summed over each exercise, each era, or the whole course."""
+
+    def column(score: "Score") -> str:
+        return "points" if by == "course" else getattr(score, by)
+
     possible: dict[str, float] = {}
-    for score in {(s.era, s.exercise): s for s in found}.values():
-        column = getattr(score, by)
-        possible[column] = possible.get(column, 0) + score.possible_auto
+    for _, score in sorted({(s.era, s.exercise): s for s in found}.items()):
+        possible[column(score)] = possible.get(column(score), 0) + score.possible_auto
     table = Table(title="Points found by tests (written answers are graded by hand)")
     table.add_column("student")
-    for column, points in possible.items():
-        table.add_column(f"{column}\nof {points:g}", justify="right")
+    for name, points in possible.items():
+        table.add_column(f"{name}\nof {points:g}", justify="right")
     for student in sorted({score.student for score in found}):
         own = [score for score in found if score.student == student]
-        points = {column: [s.auto for s in own if getattr(s, by) == column] for column in possible}
+        points = {name: [s.auto for s in own if column(s) == name] for name in possible}
         late = any(score.late_seconds > 0 for score in own)
         table.add_row(
             escape(student) + (" (late)" if late else ""),

@@ -32,8 +32,6 @@ __all__ = [
     "render",
 ]
 
-Relation = Literal["left of", "right of", "above", "below"]
-
 SIZE = 32  # pixels of a side
 GRID = 3  # cells of a side
 COLOURS: dict[str, tuple[float, float, float]] = {
@@ -92,24 +90,22 @@ def draw(things: int, rng: torch.Generator, *, pairs: Sequence[tuple[str, str]] 
     Args:
         things: how many, at most four. No two have the same colour or the same shape, so that each has a name.
         rng: a CPU generator.
-        pairs: the pairs of colour and shape to draw from, each as likely as the others.
+        pairs: the pairs of colour and shape to draw from; each thing's is drawn evenly from those still possible.
 
     Raises:
         ValueError: more than four things, fewer than one, or pairs of which so many cannot be chosen.
     """
     if not 1 <= things <= len(SHAPES):
         raise ValueError(f"a scene has 1 to {len(SHAPES)} things, not {things}.")
+    if not pairs:
+        raise ValueError("there are no pairs of colour and shape to draw from.")
+    if not _can(tuple(pairs), things):
+        raise ValueError(f"no {things} of these pairs differ in colour and in shape.")
     names: list[tuple[str, str]] = []
     while len(names) < things:
         left = [(c, s) for c, s in pairs if all(c != d and s != t for d, t in names)]
-        if not left:
-            if not names:
-                raise ValueError("there are no pairs of colour and shape to draw from.")
-            if not _can(tuple(pairs), things):
-                raise ValueError(f"no {things} of these pairs differ in colour and in shape.")
-            names = []  # a dead end: some choices leave no pair for the last thing
-            continue
-        names.append(left[_below(len(left), rng)])
+        # Some choices leave no pair for the last thing: then from the beginning.
+        names = [*names, left[_below(len(left), rng)]] if left else []
     cells = torch.randperm(GRID**2, generator=rng)[:things].tolist()
     return tuple(_placed(name, cell, rng) for name, cell in zip(names, cells, strict=True))
 

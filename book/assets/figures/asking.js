@@ -2,7 +2,7 @@
 // Data: {models: [name, …], questions: [{text, truth, answers: [{steps: [{word, p, rank, top: [[word, p], …]}, …],
 // counts: [right, refusals, wrong]}, …]}, …]}; `answers` follows `models`, `top` holds the likeliest words, likeliest first.
 
-import { make, around, line } from "./parts.js";
+import { make, around, line, slider } from "./parts.js";
 
 const VERDICTS = ["right", "does not know", "wrong"];
 
@@ -29,12 +29,10 @@ export function mount(figure, { models, questions }) {
   const answer = () => questions[state.question].answers[state.model];
 
   const controls = make("div", "course-controls");
-  const slider = Object.assign(document.createElement("input"), { type: "range", min: 0, step: 1, value: 0 });
-  slider.addEventListener("input", () => {
-    state.word = Number(slider.value);
+  const word = slider("Word", { min: 0, value: 0 }, (n) => {
+    state.word = n;
     draw();
   });
-  const place = Object.assign(make("span", "course-value"), { ariaHidden: "true" });
   const choose = (key, names) => {
     const chooser = document.createElement("select");
     chooser.append(...names.map((name) => make("option", "", name)));
@@ -47,7 +45,7 @@ export function mount(figure, { models, questions }) {
   controls.append(
     line("Question", choose("question", questions.map(({ text }) => text))),
     line("Model", choose("model", models)),
-    line("Word", slider, place),
+    word.control,
   );
 
   const page = make("p", "asking-text");
@@ -63,10 +61,9 @@ export function mount(figure, { models, questions }) {
     const { steps, counts } = answer();
     const step = steps[state.word];
     const { before, next } = said(steps, state.word);
-    slider.max = steps.length - 1;
-    slider.value = state.word;
-    place.textContent = `${state.word + 1} of ${steps.length}`;
-    slider.setAttribute("aria-valuetext", place.textContent);
+    word.input.max = steps.length - 1;
+    word.input.value = state.word;
+    word.say(`${state.word + 1} of ${steps.length}`);
     page.replaceChildren(make("span", "given", `${asked} `), before, make("mark", "", next));
     bars.replaceChildren(...step.top.map(([word, p]) => row(word, p, word === next)));
     if (step.rank > step.top.length) bars.append(row(next, step.p, true));

@@ -1,7 +1,7 @@
 // PPO's clipped objective for one token (Schulman 2017, Eq. 7), as a function of the ratio and the advantage.
 // Data: {} or {ratio, advantage, epsilon}, where to begin.
 
-import { make, around, shape } from "./parts.js";
+import { make, slider, shape } from "./parts.js";
 
 // The objective, its two candidates, and its slope in the ratio.
 export function objective(ratio, advantage, epsilon) {
@@ -16,10 +16,10 @@ const BOX = { left: 44, right: 16, top: 14, bottom: 38, width: 480, height: 280 
 export function mount(figure, start = {}) {
   const state = { ratio: 1.3, advantage: 1, epsilon: 0.2, ...start };
   const controls = make("div", "course-controls");
-  const shows = [
-    slider("Ratio r", "ratio"),
-    slider("Advantage A", "advantage"),
-    slider("Clip range ε", "epsilon"),
+  const says = [
+    chosen("Ratio r", "ratio"),
+    chosen("Advantage A", "advantage"),
+    chosen("Clip range ε", "epsilon"),
   ];
   const svg = shape(null, "svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img" });
   const note = make(
@@ -31,23 +31,18 @@ export function mount(figure, start = {}) {
   text.setAttribute("aria-live", "polite");
   figure.append(controls, svg, note, text);
 
-  function slider(name, key) {
+  function chosen(name, key) {
     const [min, max, step] = RANGES[key];
-    const input = Object.assign(document.createElement("input"), { type: "range", min, max, step, value: state[key] });
-    const output = Object.assign(make("span", "course-value"), { ariaHidden: "true" });
-    input.addEventListener("input", () => {
-      state[key] = Number(input.value);
+    const { control, say } = slider(name, { min, max, step, value: state[key] }, (value) => {
+      state[key] = value;
       draw();
     });
-    controls.append(around("label", make("span", "", name), input, output));
-    return () => {
-      output.textContent = number(state[key]);
-      input.setAttribute("aria-valuetext", output.textContent);
-    };
+    controls.append(control);
+    return () => say(number(state[key]));
   }
 
   function draw() {
-    for (const show of shows) show();
+    for (const say of says) say();
     const { ratio, advantage, epsilon } = state;
     const at = objective(ratio, advantage, epsilon);
     plot(svg, state, at);

@@ -3,7 +3,7 @@
 // `guesses` follows `models`; `top` holds the likeliest words, likeliest first; `rank` is that of the hidden word, or
 // null where the model does not have it among its words.
 
-import { make, line } from "./parts.js";
+import { make, line, slider } from "./parts.js";
 
 // A guess is right whatever its capitals and the space around it.
 export function matches(guess, word) {
@@ -33,10 +33,8 @@ export function mount(figure, { models, sentences }) {
   const chooser = document.createElement("select");
   sentences.forEach((_, i) => chooser.append(make("option", "", `number ${i + 1}`)));
   chooser.addEventListener("change", () => turn({ sentence: chooser.selectedIndex, blank: 0 }));
-  const slider = Object.assign(document.createElement("input"), { type: "range", min: 0, step: 1, value: 0 });
-  slider.addEventListener("input", () => turn({ blank: Number(slider.value) }));
-  const place = Object.assign(make("span", "course-value"), { ariaHidden: "true" });
-  controls.append(line("Sentence", chooser), line("Blank", slider, place));
+  const blank = slider("Blank", { min: 0, value: 0 }, (n) => turn({ blank: n }));
+  controls.append(line("Sentence", chooser), blank.control);
 
   const page = make("p", "cloze-text");
   const form = make("form", "cloze-guess");
@@ -70,10 +68,9 @@ export function mount(figure, { models, sentences }) {
     const { words } = sentences[state.sentence];
     const { place: at, guesses } = blanks()[state.blank];
     const { before, after } = around(words, at);
-    slider.max = blanks().length - 1;
-    slider.value = state.blank;
-    place.textContent = `${state.blank + 1} of ${blanks().length}`;
-    slider.setAttribute("aria-valuetext", place.textContent);
+    blank.input.max = blanks().length - 1;
+    blank.input.value = state.blank;
+    blank.say(`${state.blank + 1} of ${blanks().length}`);
     const gap = make("mark", "", state.shown ? words[at] : "\u00a0".repeat(8));
     if (!state.shown) gap.append(make("span", "visually-hidden", "blank"));
     page.replaceChildren(before, before ? " " : "", gap, after);

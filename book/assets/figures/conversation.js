@@ -1,7 +1,7 @@
 // A conversation as the text that a model reads: which turns still fit, and how much reading they have cost.
 // Data, all optional: {turns, tokens, window}: turns of the conversation, tokens of each, tokens that fit.
 
-import { make, line } from "./parts.js";
+import { make, line, slider } from "./parts.js";
 
 // The turns, from `first` to `turn`, which the prompt of a turn can hold, the latest ones, and their tokens.
 export function prompt(turn, tokens, window) {
@@ -20,12 +20,10 @@ export function mount(figure, { turns = 40, tokens = 150, window = 4096 } = {}) 
   const state = { turn: 1, tokens, window };
 
   const controls = make("div", "course-controls");
-  const slider = Object.assign(document.createElement("input"), { type: "range", min: 1, max: turns, step: 1, value: 1 });
-  slider.addEventListener("input", () => {
-    state.turn = Number(slider.value);
+  const latest = slider("Turn", { min: 1, max: turns, value: 1 }, (turn) => {
+    state.turn = turn;
     draw();
   });
-  const place = Object.assign(make("span", "course-value"), { ariaHidden: "true" });
   const choose = (key, values) => {
     const chooser = document.createElement("select");
     chooser.append(...values.map((v) => new Option(v.toLocaleString("en"), v, v === state[key], v === state[key])));
@@ -36,7 +34,7 @@ export function mount(figure, { turns = 40, tokens = 150, window = 4096 } = {}) 
     return chooser;
   };
   controls.append(
-    line("Turn", slider, place),
+    latest.control,
     line("Tokens a turn", choose("tokens", [50, 150, 400])),
     line("Context window", choose("window", [1024, 2048, 4096, 8192])),
   );
@@ -50,8 +48,7 @@ export function mount(figure, { turns = 40, tokens = 150, window = 4096 } = {}) 
     const { turn, tokens: each, window: size } = state;
     const { first, seen, read } = prompt(turn, each, size);
     const { again, kept } = reading(turn, each, size);
-    place.textContent = `${turn} of ${turns}`;
-    slider.setAttribute("aria-valuetext", place.textContent);
+    latest.say(`${turn} of ${turns}`);
     strip.replaceChildren(
       ...Array.from({ length: turns }, (_, i) => {
         const k = i + 1;

@@ -1,7 +1,7 @@
 // The next token's distribution under temperature, top-k and top-p.
 // Data: {tokens: [string, …], logits: [number, …]}, as a language model gives them.
 
-import { line, visible } from "./parts.js";
+import { slider, visible } from "./parts.js";
 
 // Natural logarithms throughout; -Infinity removes a token.
 export function softmax(logits, temperature = 1) {
@@ -45,9 +45,9 @@ export function mount(figure, { tokens, logits }) {
   const controls = document.createElement("div");
   controls.className = "course-controls";
   controls.append(
-    slider("Temperature T", { min: 0.1, max: 3, step: 0.1, value: 1 }, (v) => v.toFixed(1), (v) => (state.temperature = v)),
-    slider("Top-k", { min: 1, max: count, step: 1, value: count }, (v) => (v === count ? "all" : String(v)), (v) => (state.k = v)),
-    slider("Top-p", { min: 0.05, max: 1, step: 0.05, value: 1 }, (v) => v.toFixed(2), (v) => (state.p = v)),
+    chosen("Temperature T", { min: 0.1, max: 3, step: 0.1, value: 1 }, (v) => v.toFixed(1), (v) => (state.temperature = v)),
+    chosen("Top-k", { min: 1, max: count, value: count }, (v) => (v === count ? "all" : String(v)), (v) => (state.k = v)),
+    chosen("Top-p", { min: 0.05, max: 1, step: 0.05, value: 1 }, (v) => v.toFixed(2), (v) => (state.p = v)),
   );
 
   const order = tokens.map((_, i) => i).sort((a, b) => logits[b] - logits[a] || a - b);
@@ -72,20 +72,14 @@ export function mount(figure, { tokens, logits }) {
   text.setAttribute("aria-live", "polite");
   figure.append(controls, bars, text);
 
-  function slider(label, range, format, set) {
-    const input = Object.assign(document.createElement("input"), { type: "range", ...range });
-    const output = Object.assign(document.createElement("span"), { className: "course-value", ariaHidden: "true" });
-    const show = () => {
-      output.textContent = format(Number(input.value));
-      input.setAttribute("aria-valuetext", output.textContent);
-    };
-    input.addEventListener("input", () => {
-      set(Number(input.value));
-      show();
+  function chosen(name, range, format, set) {
+    const { control, say } = slider(name, range, (value) => {
+      set(value);
+      say(format(value));
       draw();
     });
-    show();
-    return line(label, input, output);
+    say(format(range.value));
+    return control;
   }
 
   function draw() {

@@ -2,7 +2,7 @@
 // Data: {questions: [{text, truth}, …], methods: [name, …], seeds: [n, …], runs: [[[{step, kl, reward, gold, right,
 // refusals, said: [[text, verdict, gold], …]}, …], …], …]}: runs[method][seed][point], `said` follows `questions`.
 
-import { make, around, shape, percent, signed } from "./parts.js";
+import { make, around, line, slider, shape, percent, signed } from "./parts.js";
 
 // How far both rewards have come from the first point.
 export function gains(points) {
@@ -16,16 +16,14 @@ export function mount(figure, { questions, methods, seeds, runs }) {
   const points = () => runs[state.method][state.seed];
 
   const controls = make("div", "course-controls");
-  const slider = Object.assign(document.createElement("input"), { type: "range", min: 0, step: 1, value: 0 });
-  slider.addEventListener("input", () => {
-    state.point = Number(slider.value);
+  const training = slider("Training step", { min: 0, value: 0 }, (point) => {
+    state.point = point;
     draw();
   });
-  const place = Object.assign(make("span", "course-value"), { ariaHidden: "true" });
   controls.append(
-    around("label", make("span", "", "Method"), chooser("method", methods)),
-    around("label", make("span", "", "Seed"), chooser("seed", seeds.map(String))),
-    around("label", make("span", "", "Training step"), slider, place),
+    line("Method", chooser("method", methods)),
+    line("Seed", chooser("seed", seeds.map(String))),
+    training.control,
   );
   const svg = shape(null, "svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img" });
   const note = make(
@@ -53,10 +51,9 @@ export function mount(figure, { questions, methods, seeds, runs }) {
     const all = points();
     const { step, kl, right, refusals } = all[state.point];
     const gain = gains(all)[state.point];
-    slider.max = all.length - 1;
-    slider.value = state.point;
-    place.textContent = `${step} of ${all.at(-1).step}`;
-    slider.setAttribute("aria-valuetext", place.textContent);
+    training.input.max = all.length - 1;
+    training.input.value = state.point;
+    training.say(`${step} of ${all.at(-1).step}`);
     text.textContent =
       `Step ${step} of ${methods[state.method]}, seed ${seeds[state.seed]}: ${kl.toFixed(2)} nats from the start. ` +
       `Learnt reward ${signed(gain.reward)}, gold reward ${signed(gain.gold)}. ` +

@@ -15,6 +15,18 @@ export function line(name, ...parts) {
   return around("label", make("span", "", name), ...parts);
 }
 
+// A slider as such a control. `moved` gets each new number; `say` puts it into words, to be seen and to be heard.
+export function slider(name, range, moved) {
+  const input = Object.assign(document.createElement("input"), { type: "range", step: 1, ...range });
+  const value = Object.assign(make("span", "course-value"), { ariaHidden: "true" });
+  input.addEventListener("input", () => moved(Number(input.value)));
+  const say = (text) => {
+    value.textContent = text;
+    input.setAttribute("aria-valuetext", text);
+  };
+  return { control: line(name, input, value), input, say };
+}
+
 // An element of a picture.
 export function shape(parent, tag, attributes) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);

@@ -1,7 +1,7 @@
 // Sinusoidal positions (Vaswani 2017, section 3.5), to explore.
 // Data, all optional: {d_model, base, length, position}.
 
-import { line, shape } from "./parts.js";
+import { line, slider, shape } from "./parts.js";
 
 // One row of the table: PE[pos, 2i] = sin(pos / base^(2i/d)), PE[pos, 2i+1] = cos(the same).
 export function encoding(position, dModel, base = 10000) {
@@ -22,12 +22,16 @@ export function products(rows, position) {
 
 export function mount(figure, { d_model = 32, base = 10000, length = 64, position = 8 } = {}) {
   const state = { dModel: d_model, base, position };
+  const place = slider("Position", { min: 0, max: length - 1, value: position }, (v) => {
+    state.position = v;
+    draw();
+  });
   const controls = document.createElement("div");
   controls.className = "course-controls";
   controls.append(
     chooser("Dimensions d", [16, 32, 64], state.dModel, (v) => (state.dModel = v)),
     chooser("Base", [10, 100, 1000, 10000], state.base, (v) => (state.base = v)),
-    slider("Position", length, state.position, (v) => (state.position = v)),
+    place.control,
   );
 
   const canvas = document.createElement("canvas");
@@ -44,6 +48,7 @@ export function mount(figure, { d_model = 32, base = 10000, length = 64, positio
   figure.append(controls, canvas, mapCaption, svg, productCaption, text);
 
   function draw() {
+    place.say(String(state.position));
     const rows = table(length, state.dModel, state.base);
     const dots = products(rows, state.position);
     paint(canvas, rows, state.position);
@@ -64,18 +69,6 @@ export function mount(figure, { d_model = 32, base = 10000, length = 64, positio
     for (const v of values) select.append(new Option(String(v), String(v), v === value, v === value));
     select.addEventListener("change", () => { set(Number(select.value)); draw(); });
     return line(label, select);
-  }
-
-  function slider(label, count, value, set) {
-    const input = Object.assign(document.createElement("input"), { type: "range", min: 0, max: count - 1, step: 1, value });
-    const output = Object.assign(document.createElement("span"), { className: "course-value", ariaHidden: "true" });
-    output.textContent = value;
-    input.addEventListener("input", () => {
-      output.textContent = input.value;
-      set(Number(input.value));
-      draw();
-    });
-    return line(label, input, output);
   }
 
   draw();

@@ -1,7 +1,7 @@
 // Chinchilla's loss L(N, D) = E + A/N^alpha + B/D^beta (Hoffmann 2022), to explore.
 // Data: {fits: [{name, E, A, B, alpha, beta}, …], models: [{name, N, D}, …]}.
 
-import { line, shape } from "./parts.js";
+import { line, slider, shape } from "./parts.js";
 
 export const HOFFMANN = { E: 1.69, A: 406.4, B: 410.7, alpha: 0.34, beta: 0.28 };
 
@@ -24,11 +24,11 @@ export function mount(figure, { fits = [{ name: "Hoffmann 2022", ...HOFFMANN }],
   const state = { N: 10.5, D: 11.5, fit: 0 };
   const controls = document.createElement("div");
   controls.className = "course-controls";
-  const N = slider("Parameters N", SHOWN.N, () => state.N, (v) => (state.N = v));
-  const D = slider("Tokens D", SHOWN.D, () => state.D, (v) => (state.D = v));
+  const N = chosen("Parameters N", SHOWN.N, () => state.N, (v) => (state.N = v));
+  const D = chosen("Tokens D", SHOWN.D, () => state.D, (v) => (state.D = v));
   // Moving C keeps the model on the optimum of its compute.
-  const C = slider("Compute C", SHOWN.C, compute, (v) => follow(10 ** v));
-  controls.append(N.line, D.line, C.line);
+  const C = chosen("Compute C", SHOWN.C, compute, (v) => follow(10 ** v));
+  controls.append(N.control, D.control, C.control);
   const models_ = chooser("Model", ["none", ...models.map((m) => m.name)], (i) => {
     if (i > 0) Object.assign(state, { N: Math.log10(models[i - 1].N), D: Math.log10(models[i - 1].D) });
   });
@@ -56,20 +56,17 @@ export function mount(figure, { fits = [{ name: "Hoffmann 2022", ...HOFFMANN }],
     state.D = within(Math.log10(best.D), SHOWN.D);
   }
 
-  function slider(label, [low, high], read, set) {
-    const input = Object.assign(document.createElement("input"), { type: "range", min: low, max: high, step: 0.05 });
-    const output = Object.assign(document.createElement("span"), { className: "course-value", ariaHidden: "true" });
-    const show = () => {
-      input.value = read();
-      output.textContent = plain(10 ** read());
-      input.setAttribute("aria-valuetext", output.textContent);
-    };
-    input.addEventListener("input", () => {
+  function chosen(name, [min, max], read, set) {
+    const { control, input, say } = slider(name, { min, max, step: 0.05 }, (value) => {
       models_.select.selectedIndex = 0;
-      set(Number(input.value));
+      set(value);
       draw();
     });
-    return { line: line(label, input, output), show };
+    const show = () => {
+      input.value = read();
+      say(plain(10 ** read()));
+    };
+    return { control, show };
   }
 
   function chooser(label, names, set) {

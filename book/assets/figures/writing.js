@@ -2,7 +2,7 @@
 // Data: {prompt: string, ways: [{name, steps: [{token, p, rank, entropy, top: [[token, p], …]}, …]}, …]};
 // `top` holds the likeliest tokens, likeliest first; `entropy` is in bits.
 
-import { make, line, visible } from "./parts.js";
+import { make, line, slider, visible } from "./parts.js";
 
 // The text before step n, and the token chosen there.
 export function written(prompt, steps, n) {
@@ -32,15 +32,11 @@ export function mount(figure, { prompt, ways }) {
     state.way = chooser.selectedIndex;
     draw();
   });
-  const slider = Object.assign(document.createElement("input"), {
-    type: "range", min: 0, max: ways[0].steps.length - 1, step: 1, value: 0,
-  });
-  slider.addEventListener("input", () => {
-    state.step = Number(slider.value);
+  const place = slider("Step", { min: 0, max: ways[0].steps.length - 1, value: 0 }, (step) => {
+    state.step = step;
     draw();
   });
-  const place = Object.assign(make("span", "course-value"), { ariaHidden: "true" });
-  controls.append(line("Rule", chooser), line("Step", slider, place));
+  controls.append(line("Rule", chooser), place.control);
 
   const page = make("p", "writing-text");
   const bars = make("div", "token-bars");
@@ -52,8 +48,7 @@ export function mount(figure, { prompt, ways }) {
   function draw() {
     const step = steps()[state.step];
     const { before, next } = written(prompt, steps(), state.step);
-    place.textContent = `${state.step + 1} of ${steps().length}`;
-    slider.setAttribute("aria-valuetext", place.textContent);
+    place.say(`${state.step + 1} of ${steps().length}`);
     page.replaceChildren(
       make("span", "given", prompt), before.slice(prompt.length), make("mark", "", visible(next)),
     );
