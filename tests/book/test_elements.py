@@ -536,6 +536,37 @@ def test_open_models_family_goes_back_to_the_first(elements):
     assert call(elements, "open_models", "family", models, "a") == {"before": [], "after": ["b"]}
 
 
+def test_an_adapter_is_turned_by_keyboard_and_says_so(elements):
+    figure = elements.locator('[data-figure="adapter"]')
+    state = figure.locator("[aria-live]")
+    rank, alpha = figure.get_by_role("slider").all()
+    assert rank.get_attribute("aria-valuetext") == "4, 12 % trained"
+    assert state.text_content() == (
+        "r = 4, α = 4, α / r = 1. The change has the size that fine-tuning gave it. "
+        "Loss 1.00 (fine-tuned 0.90), gold reward +1.00."
+    )
+    alpha.focus()
+    elements.keyboard.press("ArrowRight")
+    assert "α / r = 2. The change has 2 times the size" in state.text_content()
+    rank.focus()
+    elements.keyboard.press("Home")
+    assert "r = 1, α = 8, α / r = 8." in state.text_content()
+    assert "Loss 8.00 (fine-tuned 0.90), gold reward −6.00." in state.text_content()
+    cells = figure.locator("tbody tr").first.locator("th, td").all_text_contents()
+    assert cells == ["where ?", "rank 1", "right"]
+    assert "Loss 8.00" in figure.get_by_role("img").get_attribute("aria-label")
+    alpha.focus()
+    elements.keyboard.press("Home")
+    assert "α / r = 0. The matrices are those of the base." in state.text_content()
+
+
+@pytest.mark.parametrize(
+    ("alpha", "r", "text"), [(8, 1, "8"), (4, 4, "1"), (1, 4, "1/4"), (0, 2, "0")]
+)
+def test_an_adapter_says_its_scale_as_one_reads_it(elements, alpha, r, text):
+    assert call(elements, "adapter", "scale", alpha, r) == text
+
+
 def visible_frames(stepper):
     return [f for f in stepper.locator("figure").all() if f.is_visible()]
 
