@@ -1,6 +1,10 @@
 """Wrong answers to the exercise on Mixtral."""
 
-from autograder.misconceptions import Misconception
+from types import ModuleType
+
+import torch
+
+from autograder.misconceptions import Equivalent, Misconception
 
 SEEN = "(distance >= 0) & (distance < window)"
 SLOTS = "return latest - (latest - slots) % window"
@@ -288,14 +292,14 @@ MISCONCEPTIONS = [
         name="top_one",
         part="routing",
         says="Your router chooses one expert whatever k is.",
-        wrong={"logits.topk(k, dim=-1)": "logits.topk(1, dim=-1)"},
+        wrong={"logits.topk(k)": "logits.topk(1)"},
     ),
     Misconception(
         name="smallest_chosen",
         part="routing",
         says="Your router chooses the experts with the smallest logits. Sort in descending order.",
         wrong={
-            "logits.topk(k, dim=-1)": "logits.topk(k, dim=-1, largest=False)",
+            "logits.topk(k)": "logits.topk(k, largest=False)",
         },
     ),
     Misconception(
@@ -527,3 +531,73 @@ MISCONCEPTIONS = [
         wrong={"router_logits.append(routed)": "router_logits = [routed]"},
     ),
 ]
+
+EQUIVALENT = [
+    Equivalent(
+        part="cache",
+        before="cache = RollingCache(keys[:, :, :0], values[:, :, :0], seen=0)",
+        after="cache = RollingCache(values[:, :, :0], keys[:, :, :0], seen=0)",
+        because="Both are empty and have the same shape.",
+    ),
+    Equivalent(
+        part="cache",
+        before="cache = RollingCache(keys[:, :, :0], values[:, :, :0], seen=0)",
+        after="cache = RollingCache(keys[:, :, :1], values[:, :, :0], seen=0)",
+        because="The first piece fills every slot there is, so whatever stood in the first is overwritten.",
+    ),
+    Equivalent(
+        part="cache",
+        before="cache = RollingCache(keys[:, :, :0], values[:, :, :0], seen=0)",
+        after="cache = RollingCache(keys[:, :, :0], values[:, :, :1], seen=0)",
+        because="The first piece fills every slot there is, so whatever stood in the first is overwritten.",
+    ),
+    Equivalent(
+        part="attention",
+        before="positions = torch.arange(past, past + x.shape[1], device=x.device)",
+        after="positions = torch.arange(past, past + x.shape[1])",
+        because="Where there is no GPU everything is on the CPU.",
+    ),
+    Equivalent(
+        part="attention",
+        before="old = slot_positions(past, self.window).to(x.device)",
+        after="old = slot_positions(past, self.window)",
+        because="Where there is no GPU everything is on the CPU.",
+    ),
+    Equivalent(
+        part="routing",
+        before="probability = logits.softmax(dim=-1).mean(dim=0)",
+        after="probability = logits.softmax(dim=1).mean(dim=0)",
+        because="The logits are a matrix, whose last dimension is number 1.",
+    ),
+]
+
+
+def _cache(answers: ModuleType, rng: torch.Generator) -> object:
+    window, first, second = torch.randint(1, 6, (3,), generator=rng).tolist()
+    keys, values = torch.randn(2, 1, 2, first + second, 3, generator=rng)
+    cache = answers.store(None, keys[:, :, :first], values[:, :, :first], window)
+    after = answers.store(cache, keys[:, :, first:], values[:, :, first:], window)
+    slots = answers.slot_positions(after.seen, window)
+    return cache.keys, cache.values, after.keys, after.values, after.seen, slots
+
+
+def _attention(answers: ModuleType, rng: torch.Generator) -> object:
+    window, kv_heads, group, first, second = torch.randint(1, 5, (5,), generator=rng).tolist()
+    layer = answers.SlidingWindowAttention(5, kv_heads * group, kv_heads, 4, 20.0, window)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, generator=rng)
+    x = torch.randn(2, first + second, 5, generator=rng)
+    with torch.no_grad():
+        before, cache = layer(x[:, :first])
+        after, cache = layer(x[:, first:], cache)
+    return before, after, cache.keys, cache.values
+
+
+def _routing(answers: ModuleType, rng: torch.Generator) -> object:
+    tokens, experts = torch.randint(1, 7, (2,), generator=rng).tolist()
+    logits = torch.randn(tokens, experts, generator=rng)
+    k = int(torch.randint(1, experts + 1, (), generator=rng))
+    return *answers.route(logits, k), answers.load_balancing_loss(logits, k)
+
+
+EXAMPLES = {"cache": _cache, "attention": _attention, "routing": _routing}
