@@ -1114,7 +1114,7 @@ for sizes in [Sizes(4, 2, 3, 9, 5, 6, 2, 1, 4), Sizes(6, 3, 1, 5, 4, 4, 1, 2, 7)
 
 # %% test="clip_scale" points=1
 model = CLIP(Sizes(2, 1, 1, 3, 2, 2, 1, 0, 2))
-for before, after in [(6.0, math.log(100)), (4.5, 4.5), (-3.0, -3.0)]:
+for before, after in [(6.0, math.log(100)), (150.0, math.log(100)), (4.5, 4.5), (-3.0, -3.0)]:
     model.load_state_dict(model.state_dict() | {"log_scale": torch.tensor(before)})
     model.clamp_scale()
     check.close(
