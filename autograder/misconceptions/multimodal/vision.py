@@ -1,5 +1,6 @@
 """Wrong answers to the exercise on vision."""
 
+import functools
 from types import ModuleType
 
 import torch
@@ -11,11 +12,11 @@ MOVED = "grid.movedim((-4, -2), (-5, -4))  # (... rows columns channels y x)"
 JOINED = "return grid.flatten(-5, -4).flatten(-3)"
 BACK = "grid.movedim((-5, -4), (-4, -2)).reshape(*leading, channels, height, width)"
 TOKENS = "torch.cat([class_token, patches], dim=1) + self.positions"
-NORMALISED = "(F.normalize(x, dim=-1) for x in (image_embeddings, text_embeddings))"
-LOGITS = "log_scale.exp() * (images @ texts.T)"
+LOGITS = "log_scale.exp() * (normalise(image_embeddings) @ normalise(text_embeddings).T)"
+UNIT = "F.normalize(vectors, dim=-1)"
 LOSS = "(F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2"
 CLAMP = "self.log_scale.clamp_(max=math.log(100))"
-CLASSES = "F.normalize(F.normalize(prompts, dim=-1).mean(dim=1), dim=-1)"
+CLASSES = "normalise(normalise(prompts).mean(dim=1))"
 ZERO_SHOT = "clip_logits(image_embeddings, classes, log_scale).softmax(dim=-1)"
 
 MISCONCEPTIONS = [
@@ -233,56 +234,81 @@ MISCONCEPTIONS = [
         part="loss",
         says="Your logits are dot products of the vectors as they come. Divide each by its length first: only the "
         "direction counts.",
-        wrong={NORMALISED: "(image_embeddings, text_embeddings)"},
+        wrong={LOGITS: "log_scale.exp() * (image_embeddings @ text_embeddings.T)"},
     ),
     Misconception(
         name="normalised_over_the_batch",
         part="loss",
         says="Your normalisation runs over the batch, feature by feature. Each vector is divided by its own length.",
-        wrong={"F.normalize(x, dim=-1)": "F.normalize(x, dim=0)"},
+        wrong={UNIT: "F.normalize(vectors, dim=0)"},
     ),
     Misconception(
         name="divided_by_the_factor",
         part="loss",
         says="Your cosines are divided by exp(log_scale). What is learned is the logarithm of 1/τ: multiply.",
-        wrong={LOGITS: "(images @ texts.T) / log_scale.exp()"},
+        wrong={
+            LOGITS: "(normalise(image_embeddings) @ normalise(text_embeddings).T) / log_scale.exp()"
+        },
     ),
     Misconception(
         name="logarithm_as_factor",
         part="loss",
         says="Your cosines are multiplied by log_scale itself. It is the factor's logarithm: take exp.",
-        wrong={LOGITS: "log_scale * (images @ texts.T)"},
+        wrong={LOGITS: "log_scale * (normalise(image_embeddings) @ normalise(text_embeddings).T)"},
     ),
     Misconception(
         name="factor_twice",
         part="loss",
         says="Your factor is multiplied twice, once with the images and once with the texts. It counts once.",
-        wrong={LOGITS: "(log_scale.exp() * images) @ (log_scale.exp() * texts).T"},
+        wrong={
+            LOGITS: "log_scale.exp().square() * (normalise(image_embeddings) @ normalise(text_embeddings).T)"
+        },
     ),
     Misconception(
         name="no_factor",
         part="loss",
         says="Your logits are the bare cosines, between −1 and 1: the learned factor is missing.",
-        wrong={LOGITS: "images @ texts.T + 0 * log_scale"},
+        wrong={
+            LOGITS: "normalise(image_embeddings) @ normalise(text_embeddings).T + 0 * log_scale"
+        },
     ),
     Misconception(
         name="factor_not_learned",
         part="loss",
         says="No gradient of yours reaches log_scale. It is learned: do not detach it or turn it into a number.",
-        wrong={LOGITS: "log_scale.detach().exp() * (images @ texts.T)"},
+        wrong={
+            LOGITS: "log_scale.detach().exp() * (normalise(image_embeddings) @ normalise(text_embeddings).T)"
+        },
     ),
     Misconception(
         name="clamped_in_the_loss",
         part="loss",
         says="Your logits clamp the factor at 100. Here it is used as it is: a clamp in the loss has gradient 0 beyond "
         "it, and the factor could never come back.",
-        wrong={LOGITS: "log_scale.exp().clamp(max=100) * (images @ texts.T)"},
+        wrong={
+            LOGITS: "log_scale.exp().clamp(max=100) * (normalise(image_embeddings) @ normalise(text_embeddings).T)"
+        },
     ),
     Misconception(
         name="texts_as_rows",
         part="loss",
         says="Your matrix has the texts as rows. Images are rows, texts are columns.",
-        wrong={LOGITS: "log_scale.exp() * (texts @ images.T)"},
+        wrong={
+            LOGITS: "log_scale.exp() * (normalise(text_embeddings) @ normalise(image_embeddings).T)"
+        },
+    ),
+    Misconception(
+        name="squares_not_rooted",
+        part="loss",
+        says="Your vectors are divided by the sum of their squares. The length is its square root.",
+        wrong={UNIT: "vectors / vectors.square().sum(dim=-1, keepdim=True)"},
+    ),
+    Misconception(
+        name="divided_by_the_sum",
+        part="loss",
+        says="Your vectors are divided so that their numbers sum to 1 in absolute value. It is the Euclidean length that "
+        "becomes 1.",
+        wrong={UNIT: "F.normalize(vectors, p=1, dim=-1)"},
     ),
     # --- clip ---
     Misconception(
@@ -320,11 +346,11 @@ MISCONCEPTIONS = [
         part="clip",
         says="Your encodings are normalised before the projection, which changes their lengths again. Normalise last.",
         wrong={
-            "F.normalize(self.image_projection(self.vision(images)), dim=-1)": (
-                "self.image_projection(F.normalize(self.vision(images), dim=-1))"
+            "normalise(self.image_projection(self.vision(images)))": (
+                "self.image_projection(normalise(self.vision(images)))"
             ),
-            "F.normalize(self.text_projection(self.text(tokens)), dim=-1)": (
-                "self.text_projection(F.normalize(self.text(tokens), dim=-1))"
+            "normalise(self.text_projection(self.text(tokens)))": (
+                "self.text_projection(normalise(self.text(tokens)))"
             ),
         },
     ),
@@ -333,10 +359,10 @@ MISCONCEPTIONS = [
         part="clip",
         says="Your encodings are not normalised. They have length 1.",
         wrong={
-            "F.normalize(self.image_projection(self.vision(images)), dim=-1)": (
+            "normalise(self.image_projection(self.vision(images)))": (
                 "self.image_projection(self.vision(images))"
             ),
-            "F.normalize(self.text_projection(self.text(tokens)), dim=-1)": (
+            "normalise(self.text_projection(self.text(tokens)))": (
                 "self.text_projection(self.text(tokens))"
             ),
         },
@@ -373,19 +399,19 @@ MISCONCEPTIONS = [
         part="zero_shot",
         says="Your mean is taken over the prompts as they come, so that long ones count more. Bring each to length 1 "
         "first.",
-        wrong={CLASSES: "F.normalize(prompts.mean(dim=1), dim=-1)"},
+        wrong={CLASSES: "normalise(prompts.mean(dim=1))"},
     ),
     Misconception(
         name="mean_not_normalised",
         part="zero_shot",
         says="Your classes have vectors shorter than 1: the mean of unit vectors is normalised again.",
-        wrong={CLASSES: "F.normalize(prompts, dim=-1).mean(dim=1)"},
+        wrong={CLASSES: "normalise(prompts).mean(dim=1)"},
     ),
     Misconception(
         name="mean_over_the_classes",
         part="zero_shot",
         says="Your mean runs over the classes. It runs over the templates of each class, the second dimension.",
-        wrong={CLASSES: "F.normalize(F.normalize(prompts, dim=-1).mean(dim=0), dim=-1)"},
+        wrong={CLASSES: "normalise(normalise(prompts).mean(dim=0))"},
     ),
     Misconception(
         name="softmax_over_the_images",
@@ -419,11 +445,56 @@ MISCONCEPTIONS = [
     ),
 ]
 
-EQUIVALENT: list[Equivalent] = []
+EQUIVALENT = [
+    Equivalent(
+        part="loss",
+        before="logits = clip_logits(image_embeddings, text_embeddings, log_scale)",
+        after="logits = clip_logits(text_embeddings, image_embeddings, log_scale)",
+        because="The matrix is transposed, and the loss asks it and its transpose alike.",
+    ),
+    Equivalent(
+        part="loss",
+        before="right = torch.arange(len(logits), device=logits.device)",
+        after="right = torch.arange(len(logits))",
+        because="On the CPU there is one device. On a GPU the tests notice it.",
+    ),
+    Equivalent(
+        part="clip",
+        before="return clip_loss(self.encode_images(images), self.encode_texts(tokens), self.log_scale)",
+        after="return clip_loss(self.encode_texts(tokens), self.encode_images(images), self.log_scale)",
+        because="The loss is symmetric.",
+    ),
+    Equivalent(
+        part="zero_shot",
+        before="return clip_logits(image_embeddings, classes, log_scale).softmax(dim=-1)",
+        after="return clip_logits(image_embeddings, classes, log_scale).softmax(dim=1)",
+        because="The logits have two dimensions, so that 1 is the last.",
+    ),
+]
 
 
-def _example(answers: ModuleType, rng: torch.Generator) -> object:
-    raise NotImplementedError
+def _loss(answers: ModuleType, rng: torch.Generator) -> object:
+    images, texts = torch.randn(2, 4, 3, generator=rng)
+    return answers.clip_loss(images, texts, torch.randn((), generator=rng))
 
 
-EXAMPLES = {}
+@functools.cache
+def _clip(answers: ModuleType) -> torch.nn.Module:
+    return answers.CLIP(answers.Sizes(2, 1, 1, 5, 3, 4, 2, 0, 3))
+
+
+def _clip_loss(answers: ModuleType, rng: torch.Generator) -> object:
+    model = _clip(answers)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.7 * torch.randn(parameter.shape, generator=rng))
+        images = torch.randn(3, 1, 2, 2, generator=rng)
+        return model(images, torch.randint(1, 5, (3, 3), generator=rng))
+
+
+def _zero_shot(answers: ModuleType, rng: torch.Generator) -> object:
+    images, prompts = torch.randn(2, 3, generator=rng), torch.randn(4, 2, 3, generator=rng)
+    return answers.zero_shot(images, prompts, torch.randn((), generator=rng))
+
+
+EXAMPLES = {"loss": _loss, "clip": _clip_loss, "zero_shot": _zero_shot}

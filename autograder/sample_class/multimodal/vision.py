@@ -56,6 +56,12 @@ class PatchEmbedding(nn.Module):
 
 
 # %% style="loops" part="loss"
+def normalise(vectors):
+    if vectors.dim() == 1:
+        return vectors / sum(x * x for x in vectors) ** 0.5
+    return torch.stack([normalise(one) for one in vectors])
+
+
 def _cosine(a, b):
     return (a * b).sum() / (a.square().sum().sqrt() * b.square().sum().sqrt())
 
@@ -186,6 +192,10 @@ class CLIP(nn.Module):
 
 
 # %% style="log_softmax" part="loss"
+def normalise(vectors):
+    return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+
+
 def clip_logits(image_embeddings, text_embeddings, log_scale):
     if [image_embeddings.dim(), text_embeddings.dim()] != [2, 2]:
         raise ValueError("shape")
@@ -325,6 +335,11 @@ class VisionTransformer(nn.Module):
 
 
 # %% style="matrices" part="loss"
+def normalise(vectors):
+    squares = torch.einsum("...d,...d->...", vectors, vectors)
+    return vectors * squares.rsqrt()[..., None]
+
+
 def clip_logits(image_embeddings, text_embeddings, log_scale):
     """Dot products, divided by the outer product of the lengths."""
     if image_embeddings.dim() != 2 or image_embeddings.shape[1:] != text_embeddings.shape[1:]:
