@@ -1507,7 +1507,7 @@ figures.show(
 # shape. A reason that fits: what is red in training is never a circle, so *red* is evidence against *circle*, and the
 # loss has no reason to forget that.
 #
-# Nor does the loss promise that new pairs come out right; it never sees one. Set `PIXELS` to 32, and `STEPS` to 800,
-# for more pixels take longer to learn from. A patch of 4 pixels then shows a smaller piece of a shape. The pairs seen are
-# still recognised in most cases, and those held out much more rarely: see how rarely with your own CLIP. Zero-shot
-# ability has to be measured, each time, on what was really held out.
+# Nor does the loss promise that new pairs come out right; it never sees one. Set `PIXELS` to 32 and `STEPS` to 800. A
+# patch of 4 pixels then shows a smaller piece of a shape. The pairs seen are still recognised in most cases, and those
+# held out much more rarely: see how rarely with your own CLIP. Zero-shot ability has to be measured, each time, on what
+# was really held out.
