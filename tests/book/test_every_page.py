@@ -62,7 +62,7 @@ def look_around(page, root: str, name: str, scheme: str, visit: Visit) -> None:
     """Open a page, and note what there is to see at each width."""
     watch(page, root, visit.problems)
     responses = []
-    page.on("response", responses.append)
+    page.on("response", lambda response: responses.append(response))  # a builtin is refused
     page.set_viewport_size({"width": WIDTHS[0], "height": 900})
     settle(page, root + name)
     visit.weights = {r.url: len(gzip.compress(r.body(), 6)) for r in responses if r.ok}
