@@ -2,7 +2,7 @@
 // Data: {questions: [text, …], ranks: [r, …], alphas: [α, …], shares: [share of the weights that is trained, …],
 // tuned: loss, losses: [[loss, …], …], golds: [[gold, …], …], said: [[[[text, verdict], …], …], …]}, by rank, then by α.
 
-import { make, around, slider, shape, signed } from "./parts.js";
+import { make, around, slider, shape, signed, head, write } from "./parts.js";
 
 const BOX = { left: 40, right: 16, top: 14, bottom: 38, width: 480, height: 240 };
 
@@ -70,10 +70,6 @@ export function mount(figure, { questions, ranks, alphas, shares, tuned, losses,
   draw();
 }
 
-function head(name, scope) {
-  return Object.assign(make("th", "", name), { scope });
-}
-
 function plot(svg, { ranks, alphas, losses, tuned }, chosen) {
   svg.replaceChildren();
   const turned = alphas.filter((alpha) => alpha > 0);
@@ -85,10 +81,6 @@ function plot(svg, { ranks, alphas, losses, tuned }, chosen) {
   };
   const top = Math.ceil(Math.min(12, Math.max(...losses.flat())));
   const y = (loss) => BOX.top + (1 - Math.min(loss, top) / top) * (BOX.height - BOX.top - BOX.bottom);
-  const write = (textContent, [a, b], anchor) => {
-    const node = shape(svg, "text", { x: a, y: b, "text-anchor": anchor, "font-size": 12, fill: "currentColor" });
-    node.textContent = textContent;
-  };
   shape(svg, "path", {
     d: `M${BOX.left},${BOX.top}V${y(0)}H${BOX.width - BOX.right}`,
     stroke: "currentColor", "stroke-opacity": 0.5, fill: "none",
@@ -97,12 +89,12 @@ function plot(svg, { ranks, alphas, losses, tuned }, chosen) {
     d: `M${BOX.left},${y(tuned)}H${BOX.width - BOX.right}`,
     stroke: "currentColor", "stroke-dasharray": "4 4", fill: "none",
   });
-  for (let loss = 0; loss <= top; loss += top > 6 ? 2 : 1) write(String(loss), [BOX.left - 8, y(loss) + 4], "end");
-  write("0", [x(0), BOX.height - BOX.bottom + 18], "middle");
+  for (let loss = 0; loss <= top; loss += top > 6 ? 2 : 1) write(svg, String(loss), [BOX.left - 8, y(loss) + 4], "end");
+  write(svg, "0", [x(0), BOX.height - BOX.bottom + 18], "middle");
   for (let power = low; power <= high; power += 2) {
-    write(power < 0 ? `1/${2 ** -power}` : String(2 ** power), [x(2 ** power), BOX.height - BOX.bottom + 18], "middle");
+    write(svg, power < 0 ? `1/${2 ** -power}` : String(2 ** power), [x(2 ** power), BOX.height - BOX.bottom + 18], "middle");
   }
-  write("α / r", [(BOX.left + BOX.width) / 2, BOX.height - 4], "middle");
+  write(svg, "α / r", [(BOX.left + BOX.width) / 2, BOX.height - 4], "middle");
   ranks.forEach((r, i) => {
     const points = alphas.map((alpha, j) => `${x(alpha / r).toFixed(1)},${y(losses[i][j]).toFixed(1)}`).join(" ");
     const look = i === chosen.r ? { stroke: "var(--bar)", "stroke-width": 3 } : { stroke: "currentColor", "stroke-opacity": 0.4 };

@@ -3,7 +3,7 @@
 // `size` and `active` count parameters (`active` where not all are used for a token), `context` tokens, `kind` is an
 // index of `kinds`, `from` the name of the model whose weights were trained further, `data` what training data is public.
 
-import { make, line, shape } from "./parts.js";
+import { make, line, slider, shape, write } from "./parts.js";
 
 const BOX = { left: 44, right: 14, top: 14, bottom: 36, width: 480, height: 320 };
 const SHOWN = { years: [2018, 2026], size: [8, 12] }; // the sizes in powers of ten
@@ -58,12 +58,10 @@ export function mount(figure, { kinds, models }) {
   const state = { kind: -1, name: models[0].name }; // kind -1 is all
 
   const controls = make("div", "course-controls");
-  const slider = Object.assign(document.createElement("input"), { type: "range", min: 0, step: 1 });
-  slider.addEventListener("input", () => {
-    state.name = listed()[slider.value].name;
+  const model = slider("Model", { min: 0 }, (place) => {
+    state.name = listed()[place].name;
     draw();
   });
-  const place = Object.assign(make("span", "course-value"), { ariaHidden: "true" });
   const chooser = document.createElement("select");
   chooser.append(...["all", ...kinds].map((name, i) => new Option(name, i - 1)));
   for (const option of chooser.options) option.disabled = option.value >= 0 && !models.some((m) => m.kind === Number(option.value));
@@ -72,7 +70,7 @@ export function mount(figure, { kinds, models }) {
     state.name = listed()[nearest(listed(), models, state.name)].name;
     draw();
   });
-  controls.append(line("Model", slider, place), line("Licence", chooser));
+  controls.append(model.control, line("Licence", chooser));
   const svg = shape(null, "svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img" });
   const marks = ["Circles", "triangles", "squares"];
   const note = make(
@@ -92,18 +90,18 @@ export function mount(figure, { kinds, models }) {
   function draw() {
     const shown = listed();
     const chosen = shown.findIndex((m) => m.name === state.name);
-    const model = shown[chosen];
-    slider.max = shown.length - 1;
-    slider.value = chosen;
-    place.textContent = `${chosen + 1} of ${shown.length}`;
-    slider.setAttribute("aria-valuetext", `${model.name} (${place.textContent})`);
-    const relatives = family(models, model.name);
-    plot(svg, models, shown, model, relatives);
-    text.textContent = told(model, kinds[model.kind], relatives);
+    const { name, kind, size } = shown[chosen];
+    const place = `${chosen + 1} of ${shown.length}`;
+    Object.assign(model.input, { max: shown.length - 1, value: chosen });
+    model.say(place);
+    model.input.setAttribute("aria-valuetext", `${name} (${place})`); // the name is to be seen in the picture
+    const relatives = family(models, name);
+    plot(svg, models, shown, shown[chosen], relatives);
+    text.textContent = told(shown[chosen], kinds[kind], relatives);
     svg.setAttribute(
       "aria-label",
-      `${shown.length} models with open weights by date and parameters. The one chosen, ${model.name}, is number ` +
-        `${chosen + 1} in time; ${shown.filter((m) => m.size > model.size).length} of them are larger.`,
+      `${shown.length} models with open weights by date and parameters. The one chosen, ${name}, is number ` +
+        `${chosen + 1} in time; ${shown.filter((m) => m.size > size).length} of them are larger.`,
     );
   }
   draw();
@@ -115,17 +113,14 @@ function plot(svg, models, shown, chosen, { before, after }) {
   const [low, high] = SHOWN.size;
   const x = (date) => BOX.left + ((years(date) - from) / (to - from)) * (BOX.width - BOX.left - BOX.right);
   const y = (n) => BOX.height - BOX.bottom - ((Math.log10(n) - low) / (high - low)) * (BOX.height - BOX.top - BOX.bottom);
-  const write = (textContent, [a, b], anchor = "middle") => {
-    shape(svg, "text", { x: a, y: b, fill: "currentColor", "font-size": 12, "text-anchor": anchor }).textContent = textContent;
-  };
   const [left, bottom] = [BOX.left, BOX.height - BOX.bottom];
   shape(svg, "polyline", {
     points: `${left},${BOX.top} ${left},${bottom} ${BOX.width - BOX.right},${bottom}`,
     fill: "none", stroke: "currentColor", "stroke-opacity": 0.6,
   });
-  for (let year = from; year < to; year += 1) write(String(year), [x(`${year}-07-02`), bottom + 16]);
-  for (let k = low; k <= high; k += 1) write(power(k), [left - 6, y(10 ** k) + 4], "end");
-  write("the year in which it came", [(left + BOX.width) / 2, BOX.height - 4]);
+  for (let year = from; year < to; year += 1) write(svg, String(year), [x(`${year}-07-02`), bottom + 16]);
+  for (let k = low; k <= high; k += 1) write(svg, power(k), [left - 6, y(10 ** k) + 4], "end");
+  write(svg, "the year in which it came", [(left + BOX.width) / 2, BOX.height - 4]);
 
   const related = new Set([chosen.name, ...before, ...after]);
   for (const model of models.filter((m) => m.from)) {
@@ -146,7 +141,7 @@ function plot(svg, models, shown, chosen, { before, after }) {
   }
   const [a, b] = [x(chosen.date), y(chosen.size)];
   shape(svg, "circle", { cx: a, cy: b, r: 9, fill: "none", stroke: "var(--mark, #d55e00)", "stroke-width": 3 });
-  write(chosen.name, [left + 10, BOX.top + 14], "start"); // up there, in the early years, nothing is in its way
+  write(svg, chosen.name, [left + 10, BOX.top + 14], "start"); // up there, in the early years, nothing is in its way
 }
 
 const power = (k) => `10${[...String(k)].map((c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[Number(c)]).join("")}`;
