@@ -567,6 +567,54 @@ def test_an_adapter_says_its_scale_as_one_reads_it(elements, alpha, r, text):
     assert call(elements, "adapter", "scale", alpha, r) == text
 
 
+def test_where_words_look_is_found_by_keyboard_and_said(elements):
+    figure = elements.locator('[data-figure="looking"]')
+    state = figure.locator("[aria-live]")
+    word, row, column = figure.get_by_role("slider").all()
+    assert word.get_attribute("aria-valuetext") == "?"
+    row.focus()
+    elements.keyboard.press("Home")
+    column.focus()
+    elements.keyboard.press("Home")
+    assert state.text_content() == (
+        "“which colour ?” The model says red; it gives red 90 %. Row 1, column 1, the red circle: “?” looks here with 70 %, "
+        "most of all “?” (70 %) and “which” (25 %). With this patch and its neighbours covered red has 20 %, and the model "
+        "says blue."
+    )
+    elements.keyboard.press("End")
+    assert "Row 1, column 2, the ground: “?” looks here with 10 %" in state.text_content()
+    assert state.text_content().endswith("covered red has 80 %.")
+    word.focus()
+    elements.keyboard.press("Home")
+    assert "“which” looks here with 25 %" in state.text_content()
+    label = figure.get_by_role("img").get_attribute("aria-label")
+    assert (
+        label == "A picture of a red circle, a blue cross, and where the word “which” looks in it."
+    )
+
+
+def test_a_click_chooses_a_patch_and_another_question_begins_at_its_last_word(elements):
+    figure = elements.locator('[data-figure="looking"]')
+    state, picture = figure.locator("[aria-live]"), figure.get_by_role("img")
+    box = picture.bounding_box()
+    for share in (0.4, 0.9):  # the lower right of the picture, and of the map beside it
+        figure.get_by_role("slider").nth(1).focus()
+        elements.keyboard.press("Home")
+        picture.click(position={"x": share * box["width"], "y": 0.75 * box["height"]})
+        assert "Row 2, column 2, the blue cross" in state.text_content()
+    figure.get_by_role("combobox").select_option("1")
+    assert state.text_content().startswith(
+        "“how many ?” The model says two, right is one; it gives one 30 %. Row 2, column 2, the blue cross: “?” looks"
+    )
+
+
+@pytest.mark.parametrize(
+    ("patch", "patches"), [(0, [0, 1, 3, 4]), (4, list(range(9))), (5, [1, 2, 4, 5, 7, 8])]
+)
+def test_what_is_covered_is_a_patch_and_its_neighbours(elements, patch, patches):
+    assert call(elements, "looking", "near", patch, 3) == patches
+
+
 def visible_frames(stepper):
     return [f for f in stepper.locator("figure").all() if f.is_visible()]
 

@@ -32,7 +32,7 @@ export function lookers(words, looks, patch, most = 2) {
 }
 
 export function mount(figure, { side, ground, colours, scenes }) {
-  const state = { scene: 0, word: scenes[0].words.length - 1, row: 3, column: 3 };
+  const state = { scene: 0, word: scenes[0].words.length - 1, row: Math.floor(side / 2), column: Math.floor(side / 2) };
   const controls = make("div", "course-controls");
   const select = make("select", "");
   scenes.forEach((scene, i) => select.append(new Option(scene.words.join(" "), String(i))));
