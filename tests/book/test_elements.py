@@ -577,9 +577,9 @@ def test_where_words_look_is_found_by_keyboard_and_said(elements):
     column.focus()
     elements.keyboard.press("Home")
     assert state.text_content() == (
-        "“which colour ?” The model says red; it gives red 90 %. Row 1, column 1, the red circle: “?” looks here with 70 %, "
-        "most of all “?” (70 %) and “which” (25 %). With this patch and its neighbours covered red has 20 %, and the model "
-        "says blue."
+        "“which colour ?” The model says red; it gives red 90 %. Row 1, column 1, the red circle: “?” looks here with "
+        "70 %, most of all “?” (70 %) and “which” (25 %). With this patch and its neighbours covered red has 20 %, and "
+        "the model says blue."
     )
     elements.keyboard.press("End")
     assert "Row 1, column 2, the ground: “?” looks here with 10 %" in state.text_content()
