@@ -578,7 +578,7 @@ def test_where_words_look_is_found_by_keyboard_and_said(elements):
     elements.keyboard.press("Home")
     assert state.text_content() == (
         "“which colour ?” The model says red; it gives red 90 %. Row 1, column 1, the red circle: “?” looks here with "
-        "70 %, most of all “?” (70 %) and “which” (25 %). With this patch and its neighbours covered red has 20 %, and "
+        "70 %, most of all “?” (70 %) and “which” (25 %). With this patch covered red has 20 %, and "
         "the model says blue."
     )
     elements.keyboard.press("End")
@@ -609,10 +609,16 @@ def test_a_click_chooses_a_patch_and_another_question_begins_at_its_last_word(el
 
 
 @pytest.mark.parametrize(
-    ("patch", "patches"), [(0, [0, 1, 3, 4]), (4, list(range(9))), (5, [1, 2, 4, 5, 7, 8])]
+    ("patch", "there"),
+    [(0, "the red circle"), (1, "the ground"), (3, "the blue cross, the grey square")],
 )
-def test_what_is_covered_is_a_patch_and_its_neighbours(elements, patch, patches):
-    assert call(elements, "looking", "near", patch, 3) == patches
+def test_what_lies_in_a_patch_is_named(elements, patch, there):
+    things = [
+        {"colour": "red", "shape": "circle", "x": 0.3, "y": 0.2, "radius": 0.1},
+        {"colour": "blue", "shape": "cross", "x": 0.75, "y": 0.7, "radius": 0.1},
+        {"colour": "grey", "shape": "square", "x": 0.8, "y": 0.8, "radius": 0.1},
+    ]
+    assert call(elements, "looking", "lying", things, patch, 2) == there
 
 
 def visible_frames(stepper):

@@ -1,20 +1,10 @@
-// A question about a picture: where each word looks, and what becomes of the answer when a part is covered.
+// A question about a picture: where each word looks, and what becomes of the answer when a patch is covered.
 // Data: {side, ground: colour, colours: {name: colour}, scenes: [{things: [{colour, shape, x, y, radius}, …], words: [word, …],
 // answer, said, probability, looks: [[weight of each patch, …] of each word], covered: [probability, …], coveredSaid: [word, …]}, …]}.
 
 import { make, line, slider, shape, percent } from "./parts.js";
 
 const SIZE = 240;
-
-// Which patches are covered: one and its up to eight neighbours.
-export function near(patch, side) {
-  const [row, column] = [Math.floor(patch / side), patch % side];
-  const found = [];
-  for (let r = Math.max(0, row - 1); r <= Math.min(side - 1, row + 1); r++) {
-    for (let c = Math.max(0, column - 1); c <= Math.min(side - 1, column + 1); c++) found.push(r * side + c);
-  }
-  return found;
-}
 
 // What lies in a patch, by the middles of the things that reach into it.
 export function lying(things, patch, side) {
@@ -92,12 +82,12 @@ export function mount(figure, { side, ground, colours, scenes }) {
       `it gives ${scene.answer} ${percent(scene.probability)}. ` +
       `Row ${state.row + 1}, column ${state.column + 1}, ${inside}: “${scene.words[state.word]}” looks here with ` +
       `${percent(scene.looks[state.word][patch])}, most of all “${strongest[0][0]}” (${percent(strongest[0][1])}) and ` +
-      `“${strongest[1][0]}” (${percent(strongest[1][1])}). With this patch and its neighbours covered ` +
+      `“${strongest[1][0]}” (${percent(strongest[1][1])}). With this patch covered ` +
       `${scene.answer} has ${percent(scene.covered[patch])}${other === scene.said ? "" : `, and the model says ${other}`}.`;
     svg.replaceChildren();
     picture(svg, scene.things, { ground, colours });
     heat(svg, scene.looks[state.word], side);
-    frames(svg, near(patch, side), side);
+    frames(svg, patch, side);
     const shown = scene.things.map((thing) => `a ${thing.colour} ${thing.shape}`).join(", ");
     svg.setAttribute("aria-label", `A picture of ${shown}, and where the word “${scene.words[state.word]}” looks in it.`);
   }
@@ -136,12 +126,12 @@ function heat(svg, weights, side) {
   });
 }
 
-function frames(svg, patches, side) {
+function frames(svg, patch, side) {
   const cell = SIZE / side;
-  const [first, last] = [patches[0], patches.at(-1)];
-  const [x, y] = [(first % side) * cell, Math.floor(first / side) * cell];
-  const [width, height] = [((last % side) + 1) * cell - x, (Math.floor(last / side) + 1) * cell - y];
   for (const left of [0, SIZE + 20]) {
-    shape(svg, "rect", { x: left + x, y, width, height, fill: "none", stroke: "var(--mark, #d55e00)", "stroke-width": 3 });
+    shape(svg, "rect", {
+      x: left + (patch % side) * cell, y: Math.floor(patch / side) * cell, width: cell, height: cell,
+      fill: "none", stroke: "var(--mark, #d55e00)", "stroke-width": 3,
+    });
   }
 }

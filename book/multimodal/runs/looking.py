@@ -7,7 +7,7 @@ each layer, as Flamingo does, its gates at zero in the beginning. All parameters
 encoder, the number of steps and the batches are the same. What is measured, on scenes drawn anew: the share of right
 answers, by the kind of the question, with the picture that belongs to it, with the picture of another question, with
 an empty one, and without any; and for six questions, where each word looks by cross-attention, and what becomes of the
-answer when a part of the picture is covered. The six are the first of their kinds, whatever was answered.
+answer when a patch is covered. The six are the first of their kinds, whatever was answered.
 """
 
 import copy
@@ -21,13 +21,13 @@ import lab
 from lab import runs, scenes, training
 
 SEEDS = (0, 1, 2)
-PATCH = 4  # pixels of a side
-SIDE = scenes.SIZE // PATCH  # patches of a side
+PIXELS, PATCH = 24, 8  # of a side; a patch is one cell of a scene's grid
+SIDE = PIXELS // PATCH  # patches of a side
 PATCHES = SIDE**2
 WIDTH, HEADS, LAYERS = 64, 4, 2
 LENGTH = 11  # of the longest question, with its start
-POOL, TESTED, BATCH = 12288, 1200, 64
-ALONE, STEPS, RATE = 400, 2600, 2e-3
+POOL, TESTED, BATCH = 8000, 1200, 64
+ALONE, STEPS, RATE = 300, 1600, 3e-3
 SHOWN = (
     "colour",
     "shape",
@@ -163,8 +163,8 @@ def questions(
 
 
 def as_tensors(drawn: list[scenes.Scene], asked: list[scenes.Question]) -> Asked:
-    pictures = scenes.render(drawn) - scenes.GROUND
-    # (questions, 3, SIZE, SIZE) → (questions, 3, SIDE, PATCH, SIDE, PATCH) → (questions, PATCHES, 3 · PATCH²)
+    pictures = scenes.render(drawn, PIXELS) - scenes.GROUND
+    # (questions, 3, PIXELS, PIXELS) → (questions, 3, SIDE, PATCH, SIDE, PATCH) → (questions, PATCHES, 3 · PATCH²)
     cut = pictures.view(-1, 3, SIDE, PATCH, SIDE, PATCH).permute(0, 2, 4, 1, 3, 5)
     words = [scenes.encode(("<start>", *one.words)) for one in asked]
     return Asked(
@@ -213,18 +213,10 @@ def shares(hits: Bool[Tensor, " questions"], kinds: list[str]) -> dict[str, floa
     return {name: round(share, 4) for name, share in found.items()}
 
 
-def neighbourhood(patch: int) -> Bool[Tensor, " patches"]:
-    """True at a patch and at its up to eight neighbours."""
-    row, column = divmod(patch, SIDE)
-    places = torch.arange(SIDE)
-    near = ((places - row).abs() <= 1)[:, None] & ((places - column).abs() <= 1)
-    return near.flatten()
-
-
 @torch.no_grad()
 def covered(model: Answerer, one: Asked) -> tuple[list[float], list[str]]:
-    """The right answer's probability, and the likeliest answer, with each patch and its neighbours covered."""
-    masks = torch.stack([neighbourhood(patch) for patch in range(PATCHES)])
+    """The right answer's probability, and the likeliest answer, with each patch covered."""
+    masks = torch.eye(PATCHES, dtype=torch.bool)
     many = rows_of(one, torch.zeros(PATCHES, dtype=torch.int64))
     many = many._replace(patches=many.patches.masked_fill(masks[..., None], 0))
     probabilities = model(many).softmax(-1)
