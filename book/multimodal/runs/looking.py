@@ -27,7 +27,7 @@ PATCHES = SIDE**2
 WIDTH, HEADS, LAYERS = 64, 4, 2
 LENGTH = 11  # of the longest question, with its start
 POOL, TESTED, BATCH = 8000, 1200, 64
-ALONE, STEPS, RATE = 300, 1600, 3e-3
+ALONE, STEPS, RATE = 300, 4000, 3e-3
 SHOWN = (
     "colour",
     "shape",
@@ -275,10 +275,10 @@ def measure(seed: int) -> dict:
     found = models(seed)
     drawn, asked = questions(TESTED, lab.generator(f"looking test {seed}"))
     test, kinds = as_tensors(drawn, asked), [one.kind for one in asked]
+    others = torch.randperm(TESTED, generator=lab.generator(f"looking others {seed}"))
     pictures = {
         "its own": test,
-        # Three on, so that the other scene has as many things.
-        "another's": test._replace(patches=test.patches.roll(3, 0)),
+        "another's": test._replace(patches=test.patches[others]),
         "empty": test._replace(patches=torch.zeros_like(test.patches)),
     }
     return {
