@@ -183,25 +183,21 @@ for window in (0, -3):
 
 
 # %%
-@dataclass(frozen=True, eq=False)
-class RollingCache:
-    """What an attention layer remembers: the rotated keys and the values of the last ``window`` positions.
-
-    Attributes:
-        keys, values: ``(batch kv_heads slots head_dim)``, with ``min(seen, window)`` slots; that of position ``p`` in
-            slot ``p % window``.
-        seen: how many positions have been read, forgotten ones included.
-    """
-
-    keys: Float[Tensor, "batch kv_heads slots head_dim"]
-    values: Float[Tensor, "batch kv_heads slots head_dim"]
-    seen: int
+# What an attention layer remembers: the rotated keys and the values of the last ``window`` positions, in
+# ``min(seen, window)`` slots, position p in slot p % window; and ``seen``, how many positions were read, forgotten ones
+# included.
+RollingCache = tuple[
+    Float[Tensor, "batch kv_heads slots head_dim"],
+    Float[Tensor, "batch kv_heads slots head_dim"],
+    int,
+]
 
 
 # %% [markdown]
-# `store` makes a new cache and leaves the old one as it was, so that two continuations can start from it. (A program
-# made for speed takes all $W$ slots at the start and writes into them in place: one position costs one slot.) New keys
-# may be many at once, also more than $W$: then only the last $W$ of them remain.
+# A cache is written as three things, `(keys, values, seen)`. `store` makes a new one and leaves the old one as it was,
+# so that two continuations can start from it. (A program made for speed takes all $W$ slots at the start and writes
+# into them in place: one position costs one slot.) New keys may be many at once, also more than $W$: then only the last
+# $W$ of them remain.
 
 
 # %% solution="cache"
@@ -230,7 +226,7 @@ def store(
     values: Float[Tensor, "batch kv_heads new head_dim"],
     window: int,
 ) -> RollingCache:
-    """The cache after the next ``new`` positions: each in its slot, in the place of the one that stood there.
+    """The cache (keys, values, seen) after ``new`` further positions: each in its slot, in the place of what was there.
 
     Args:
         cache: of the positions before, made with the same ``window``; ``None`` if there are none. It is left unchanged.
@@ -238,17 +234,16 @@ def store(
         window: W, at least 1.
     """
     ### BEGIN SOLUTION
-    if cache is None:
-        cache = RollingCache(keys[:, :, :0], values[:, :, :0], seen=0)
-    seen = cache.seen + keys.shape[2]
-    slots = torch.arange(cache.seen, seen)[-window:] % window
+    old_keys, old_values, past = cache or (keys[:, :, :0], values[:, :, :0], 0)
+    seen = past + keys.shape[2]
+    slots = torch.arange(past, seen)[-window:] % window
     rolled = []
-    for old, new in ((cache.keys, keys), (cache.values, values)):
+    for old, new in ((old_keys, keys), (old_values, values)):
         kept = new.new_zeros(*new.shape[:2], min(seen, window), new.shape[3])
         kept[:, :, : old.shape[2]] = old
         kept[:, :, slots] = new[:, :, -window:]
         rolled.append(kept)
-    return RollingCache(*rolled, seen)
+    return *rolled, seen
     ### END SOLUTION
 
 
@@ -283,25 +278,23 @@ for seen, window, says in [(5, 0, "window"), (0, -2, "window"), (-1, 4, "seen"),
 # %% test="cache_store" points=2
 numbers = torch.arange(1.0, 8.0).view(1, 1, 7, 1)
 first = store(None, numbers[:, :, :2], -numbers[:, :, :2], window=3)
-check.equal(first.seen, 2, because="Two positions were read.")
+check.equal(first[2], 2, because="Two positions were read.")
 check.close(
-    first.keys.flatten(),
+    first[0].flatten(),
     [1.0, 2.0],
     because="Two positions in two slots: there is nothing for the third yet.",
 )
 second = store(first, numbers[:, :, 2:5], -numbers[:, :, 2:5], window=3)
 check.close(
-    second.keys.flatten(),
+    second[0].flatten(),
     [4.0, 5.0, 3.0],
     because="Positions 2, 3 and 4 go into the slots 2, 0 and 1.",
 )
+check.close(second[1].flatten(), [-4.0, -5.0, -3.0], because="The values go where their keys go.")
+check.equal(second[2], 5, because="Five positions were read, though three are kept.")
+check.close(first[0].flatten(), [1.0, 2.0], because="The cache that was handed in was changed.")
 check.close(
-    second.values.flatten(), [-4.0, -5.0, -3.0], because="The values go where their keys go."
-)
-check.equal(second.seen, 5, because="Five positions were read, though three are kept.")
-check.close(first.keys.flatten(), [1.0, 2.0], because="The cache that was handed in was changed.")
-check.close(
-    store(None, numbers, -numbers, window=3).keys.flatten(),
+    store(None, numbers, -numbers, window=3)[0].flatten(),
     [7.0, 5.0, 6.0],
     because="Seven positions at once: the last three remain, position 6 in slot 0.",
 )
@@ -326,13 +319,13 @@ for window, pieces in [
             .transpose(2, 3)
             .to(device)
         )
-        before = mine and (mine.keys.clone(), mine.values.clone())
+        before = mine and (mine[0].clone(), mine[1].clone())
         after = store(mine, keys, values, window)
         right = theirs.store(right, keys, values, window)
-        check.equal(after.seen, right.seen, because="seen counts all positions that were read.")
+        check.equal(after[2], right[2], because="seen counts all positions that were read.")
         for got, expected, word in (
-            (after.keys, right.keys, "keys"),
-            (after.values, right.values, "values"),
+            (after[0], right[0], "keys"),
+            (after[1], right[1], "values"),
         ):
             check.close(
                 got,
@@ -342,7 +335,7 @@ for window, pieces in [
             )
         if mine is not None:
             check.close(
-                torch.stack([mine.keys, mine.values]),
+                torch.stack([mine[0], mine[1]]),
                 torch.stack(before),
                 because="The cache that was handed in was changed.",
             )
@@ -350,9 +343,7 @@ for window, pieces in [
 single = store(
     None, torch.ones(1, 1, 2, 3, device=device), torch.ones(1, 1, 2, 3, device=device), 4
 )
-check.that(
-    single.keys.dtype == torch.float32, "The cache keeps the type of the keys and the values."
-)
+check.that(single[0].dtype == torch.float32, "The cache keeps the type of the keys and the values.")
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -451,13 +442,13 @@ class SlidingWindowAttention(nn.Module):
             rearrange(project(x), "batch new (heads d) -> batch heads new d", d=self.head_dim)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        past = 0 if cache is None else cache.seen
+        past = 0 if cache is None else cache[2]
         positions = torch.arange(past, past + x.shape[1], device=x.device)
         q, k = (rotate(t, positions, self.rope_base) for t in (q, k))
         keys, values, places = k, v, positions
         if cache is not None:
             # The new queries still need what the new keys are about to overwrite.
-            keys, values = torch.cat([cache.keys, k], dim=2), torch.cat([cache.values, v], dim=2)
+            keys, values = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
             old = slot_positions(past, self.window).to(x.device)
             places = torch.cat([old, positions])
         mask = sliding_mask(positions, places, self.window)
@@ -581,9 +572,9 @@ check.close(
     [[[2.0, 4.5], [4.0, 2.0]]],
     because="Position 2 sees 1 and 2, position 3 sees 2 and 3: attend to the old slots and the new keys, then store.",
 )
-check.equal(cache.seen, 4, because="Four positions were read.")
+check.equal(cache[2], 4, because="Four positions were read.")
 check.close(
-    cache.keys[0, 0, 1],
+    cache[0][0, 0, 1],
     [8 * math.cos(3) - math.sin(3), 8 * math.sin(3) + math.cos(3)],
     because="Position 3 is in slot 1, its key rotated by 3 radians: by the position in the text, not by the slot.",
 )
@@ -619,10 +610,10 @@ for heads, kv_heads, window in [(4, 2, 3), (3, 1, 4), (2, 2, 1), (2, 1, 20)]:
                 "attend before anything is overwritten?",
                 **near,
             )
-            check.equal(cache.seen, 11, because="seen counts all positions that were read.")
+            check.equal(cache[2], 11, because="seen counts all positions that were read.")
             for got, kept, word in (
-                (cache.keys, expected.keys, "keys"),
-                (cache.values, expected.values, "values"),
+                (cache[0], expected[0], "keys"),
+                (cache[1], expected[1], "values"),
             ):
                 check.close(
                     got,
@@ -632,11 +623,11 @@ for heads, kv_heads, window in [(4, 2, 3), (3, 1, 4), (2, 2, 1), (2, 1, 20)]:
                     **near,
                 )
         _, cache = mine(x[:, :5])
-        kept = [cache.keys.clone(), cache.values.clone()]
+        kept = [cache[0].clone(), cache[1].clone()]
         other = torch.randn(2, 2, 5, generator=rng, dtype=torch.float64).to(device)
         mine(x[:, 5:], cache)
         check.close(
-            torch.stack([cache.keys, cache.values]),
+            torch.stack([cache[0], cache[1]]),
             torch.stack(kept),
             because="The cache that was handed in was changed; it still stands for the beginning alone.",
         )
@@ -1632,7 +1623,7 @@ for name, window in {"rolling": WINDOW, "full": READ}.items():
     with torch.no_grad():
         for position in range(READ):
             caches = model.step(text[:, position : position + 1], caches).caches
-            held_bytes[name].append(sum(c.keys.nbytes + c.values.nbytes for c in caches))
+            held_bytes[name].append(sum(keys.nbytes + values.nbytes for keys, values, _ in caches))
 
 fig, ax = plt.subplots()
 for name, sizes in held_bytes.items():

@@ -90,7 +90,7 @@ def test_rolling_caches_give_the_logits_of_the_text_read_at_once(mixtral, tmp_pa
             caches = step.caches
             parts.append(step.logits)
     torch.testing.assert_close(torch.cat(parts, dim=1), logits_of(theirs, tokens), **CLOSE)
-    assert {cache.keys.shape[2] for cache in caches} == {size[4]}
+    assert {keys.shape[2] for keys, _, _ in caches} == {size[4]}
 
 
 @pytest.mark.parametrize("wrong", [-1, 1])

@@ -8,7 +8,7 @@ from autograder.misconceptions import Equivalent, Misconception
 
 SEEN = "(distance >= 0) & (distance < window)"
 SLOTS = "return latest - (latest - slots) % window"
-WRITE = "slots = torch.arange(cache.seen, seen)[-window:] % window"
+WRITE = "slots = torch.arange(past, seen)[-window:] % window"
 SIZE = "kept = new.new_zeros(*new.shape[:2], min(seen, window), new.shape[3])"
 KEPT = "kept[:, :, slots] = new[:, :, -window:]"
 ROLLED = f"{SIZE}\n        kept[:, :, : old.shape[2]] = old\n        {KEPT}"
@@ -18,7 +18,7 @@ PLACES = "places = torch.cat([old, positions])"
 SHARED = "(t.repeat_interleave(self.group, dim=1) for t in (keys, values))"
 ATTENTION = "F.scaled_dot_product_attention(q, shared_k, shared_v, attn_mask=mask)"
 OLD_AND_NEW = """\
-            keys, values = torch.cat([cache.keys, k], dim=2), torch.cat([cache.values, v], dim=2)
+            keys, values = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
             old = slot_positions(past, self.window).to(x.device)
             places = torch.cat([old, positions])
 """
@@ -137,16 +137,14 @@ MISCONCEPTIONS = [
         name="slot_one_late",
         part="cache",
         says="Your positions are one slot too far. Position 0 goes into slot 0, position window into slot 0 again.",
-        wrong={
-            WRITE: "slots = torch.arange(cache.seen + 1, seen + 1)[-window:] % min(seen, window)"
-        },
+        wrong={WRITE: "slots = torch.arange(past + 1, seen + 1)[-window:] % min(seen, window)"},
     ),
     Misconception(
         name="first_ones_kept",
         part="cache",
         says="Of more than window new keys your cache keeps the first. The last ones are those that will be looked at.",
         wrong={
-            WRITE: "slots = torch.arange(cache.seen, seen)[:window] % window",
+            WRITE: "slots = torch.arange(past, seen)[:window] % window",
             KEPT: "kept[:, :, slots] = new[:, :, :window]",
         },
     ),
@@ -162,15 +160,13 @@ MISCONCEPTIONS = [
         part="cache",
         says="Your seen stops at window. It counts all positions that were read: where they stand, and how they are "
         "rotated, follows from it.",
-        wrong={
-            "return RollingCache(*rolled, seen)": "return RollingCache(*rolled, min(seen, window))"
-        },
+        wrong={"return *rolled, seen": "return *rolled, min(seen, window)"},
     ),
     Misconception(
         name="seen_of_the_last_piece",
         part="cache",
         says="Your seen counts the new positions alone. Those read before belong to it.",
-        wrong={"return RollingCache(*rolled, seen)": "return RollingCache(*rolled, keys.shape[2])"},
+        wrong={"return *rolled, seen": "return *rolled, keys.shape[2]"},
     ),
     Misconception(
         name="old_cache_overwritten",
@@ -199,8 +195,8 @@ MISCONCEPTIONS = [
         wrong={
             OLD_AND_NEW: (
                 "            rolled = store(cache, k, v, self.window)\n"
-                "            keys, values = rolled.keys, rolled.values\n"
-                "            places = slot_positions(rolled.seen, self.window).to(x.device)\n"
+                "            keys, values, seen = rolled\n"
+                "            places = slot_positions(seen, self.window).to(x.device)\n"
             )
         },
     ),
@@ -216,7 +212,7 @@ MISCONCEPTIONS = [
     Misconception(
         name="positions_restart",
         part="attention",
-        says="Your positions start again at 0 in each piece. They go on at cache.seen.",
+        says="Your positions start again at 0 in each piece. They go on at the number of positions read.",
         wrong={
             ROTATED: "q, k = (rotate(t, positions - past, self.rope_base) for t in (q, k))",
         },
@@ -225,10 +221,10 @@ MISCONCEPTIONS = [
         name="positions_from_the_slots",
         part="attention",
         says="Your positions go on at the number of slots. After the first window that is no longer the number of "
-        "positions read, which is cache.seen.",
+        "positions read.",
         wrong={
-            "past = 0 if cache is None else cache.seen": (
-                "past = 0 if cache is None else cache.keys.shape[2]"
+            "past = 0 if cache is None else cache[2]": (
+                "past = 0 if cache is None else cache[0].shape[2]"
             )
         },
     ),
@@ -291,8 +287,8 @@ MISCONCEPTIONS = [
     Misconception(
         name="top_one",
         part="routing",
-        says="Your router chooses one expert whatever k is.",
-        wrong={"logits.topk(k)": "logits.topk(1)"},
+        says="Your router gives the whole weight to the first choice. All k chosen experts share it.",
+        wrong={TOP: "return F.one_hot(torch.zeros_like(experts[..., 0]), k).to(largest), experts"},
     ),
     Misconception(
         name="smallest_chosen",
@@ -535,20 +531,20 @@ MISCONCEPTIONS = [
 EQUIVALENT = [
     Equivalent(
         part="cache",
-        before="cache = RollingCache(keys[:, :, :0], values[:, :, :0], seen=0)",
-        after="cache = RollingCache(values[:, :, :0], keys[:, :, :0], seen=0)",
+        before="old_keys, old_values, past = cache or (keys[:, :, :0], values[:, :, :0], 0)",
+        after="old_keys, old_values, past = cache or (values[:, :, :0], keys[:, :, :0], 0)",
         because="Both are empty and have the same shape.",
     ),
     Equivalent(
         part="cache",
-        before="cache = RollingCache(keys[:, :, :0], values[:, :, :0], seen=0)",
-        after="cache = RollingCache(keys[:, :, :1], values[:, :, :0], seen=0)",
+        before="old_keys, old_values, past = cache or (keys[:, :, :0], values[:, :, :0], 0)",
+        after="old_keys, old_values, past = cache or (keys[:, :, :1], values[:, :, :0], 0)",
         because="The first piece fills every slot there is, so whatever stood in the first is overwritten.",
     ),
     Equivalent(
         part="cache",
-        before="cache = RollingCache(keys[:, :, :0], values[:, :, :0], seen=0)",
-        after="cache = RollingCache(keys[:, :, :0], values[:, :, :1], seen=0)",
+        before="old_keys, old_values, past = cache or (keys[:, :, :0], values[:, :, :0], 0)",
+        after="old_keys, old_values, past = cache or (keys[:, :, :0], values[:, :, :1], 0)",
         because="The first piece fills every slot there is, so whatever stood in the first is overwritten.",
     ),
     Equivalent(
@@ -577,8 +573,8 @@ def _cache(answers: ModuleType, rng: torch.Generator) -> object:
     keys, values = torch.randn(2, 1, 2, first + second, 3, generator=rng)
     cache = answers.store(None, keys[:, :, :first], values[:, :, :first], window)
     after = answers.store(cache, keys[:, :, first:], values[:, :, first:], window)
-    slots = answers.slot_positions(after.seen, window)
-    return cache.keys, cache.values, after.keys, after.values, after.seen, slots
+    slots = answers.slot_positions(after[2], window)
+    return *cache, *after, slots
 
 
 def _attention(answers: ModuleType, rng: torch.Generator) -> object:
@@ -590,7 +586,7 @@ def _attention(answers: ModuleType, rng: torch.Generator) -> object:
     with torch.no_grad():
         before, cache = layer(x[:, :first])
         after, cache = layer(x[:, first:], cache)
-    return before, after, cache.keys, cache.values
+    return before, after, *cache
 
 
 def _routing(answers: ModuleType, rng: torch.Generator) -> object:

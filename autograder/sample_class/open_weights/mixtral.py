@@ -23,15 +23,15 @@ def slot_positions(seen, window):
 
 
 def store(cache, keys, values, window):
-    held = {} if cache is None else {p: p % window for p in range(cache.seen)[-window:]}
-    past = 0 if cache is None else cache.seen
+    held = {} if cache is None else {p: p % window for p in range(cache[2])[-window:]}
+    past = 0 if cache is None else cache[2]
     columns = {}
     for slot in held.values():
-        columns[slot] = cache.keys[:, :, slot], cache.values[:, :, slot]
+        columns[slot] = cache[0][:, :, slot], cache[1][:, :, slot]
     for j in range(keys.shape[2]):
         columns[(past + j) % window] = keys[:, :, j], values[:, :, j]
     both = [torch.stack([columns[slot][i] for slot in sorted(columns)], dim=2) for i in (0, 1)]
-    return RollingCache(*both, past + keys.shape[2])
+    return *both, past + keys.shape[2]
 
 
 # %% style="loops" part="attention"
@@ -52,7 +52,7 @@ class SlidingWindowAttention(nn.Module):
         outputs = []
         for j in range(x.shape[1]):
             here = x[:, j : j + 1]
-            position = torch.tensor([cache.seen if cache else 0], device=x.device)
+            position = torch.tensor([cache[2] if cache else 0], device=x.device)
             q, k, v = (p(here).unflatten(2, (-1, d)).transpose(1, 2) for p in self._three())
             q, k = rotate(q, position, self.base), rotate(k, position, self.base)
             # One position at a time: what it overwrites is just out of its own window.
@@ -60,8 +60,8 @@ class SlidingWindowAttention(nn.Module):
             heads = []
             for h in range(num_heads):
                 shared = h * num_kv_heads // num_heads
-                scores = q[:, h] @ cache.keys[:, shared].mT / d**0.5
-                heads.append(scores.softmax(dim=-1) @ cache.values[:, shared])
+                scores = q[:, h] @ cache[0][:, shared].mT / d**0.5
+                heads.append(scores.softmax(dim=-1) @ cache[1][:, shared])
             outputs.append(self.o_proj(torch.cat(heads, dim=-1)))
         return torch.cat(outputs, dim=1), cache
 
@@ -246,14 +246,14 @@ def store(cache, keys, values, window):
     """Everything in the order of the text, cut, then sorted into the slots."""
     seen, positions = 0, torch.empty(0, dtype=torch.int64)
     if cache is not None:
-        seen, positions = cache.seen, slot_positions(cache.seen, window)
-        keys = torch.cat([cache.keys, keys], dim=2)
-        values = torch.cat([cache.values, values], dim=2)
+        seen, positions = cache[2], slot_positions(cache[2], window)
+        keys = torch.cat([cache[0], keys], dim=2)
+        values = torch.cat([cache[1], values], dim=2)
     new = keys.shape[2] - len(positions)
     positions = torch.cat([positions, torch.arange(seen, seen + new)])
     latest = positions.argsort()[-window:]
     latest = latest[(positions[latest] % window).argsort()].to(keys.device)
-    return RollingCache(keys[:, :, latest], values[:, :, latest], seen + new)
+    return keys[:, :, latest], values[:, :, latest], seen + new
 
 
 # %% style="in_order" part="attention"
@@ -273,14 +273,14 @@ class SlidingWindowAttention(nn.Module):
         q = self.q_proj(x).view(batch, new, -1, self.head_dim).transpose(1, 2)
         k = self.k_proj(x).view(batch, new, -1, self.head_dim).transpose(1, 2)
         v = self.v_proj(x).view(batch, new, -1, self.head_dim).transpose(1, 2)
-        seen = cache.seen if cache is not None else 0
+        seen = cache[2] if cache is not None else 0
         at = torch.arange(new, device=x.device) + seen
         q, k = rotate(q, at, self.rope_base), rotate(k, at, self.rope_base)
         kept = store(cache, k, v, self.window)
         if cache is not None:
             order = slot_positions(seen, self.window).argsort().to(x.device)
-            k = torch.cat([cache.keys[:, :, order], k], dim=2)
-            v = torch.cat([cache.values[:, :, order], v], dim=2)
+            k = torch.cat([cache[0][:, :, order], k], dim=2)
+            v = torch.cat([cache[1][:, :, order], v], dim=2)
         old = k.shape[2] - new
         mask = torch.ones(new, old + new, dtype=torch.bool, device=x.device)
         mask = mask.tril(old).triu(old - self.window + 1)
@@ -344,7 +344,7 @@ class SlidingWindowAttention(nn.Module):
         self.o_proj = nn.Linear(num_heads * head_dim, d_model, bias=False)
 
     def forward(self, x, cache=None):
-        past = cache.seen if cache else 0
+        past = cache[2] if cache else 0
         now = torch.arange(past, past + x.shape[1], device=x.device)
         q = rearrange(
             self.q_proj(x), "b n (kv g d) -> b kv g n d", kv=self.num_kv_heads, d=self.head_dim
@@ -358,8 +358,8 @@ class SlidingWindowAttention(nn.Module):
         # Where each position of the past or of this piece stands among the old slots and the new keys.
         place = {p: i for i, p in enumerate(now.tolist(), start=min(past, self.window))}
         place |= {p: p % self.window for p in range(past)[-self.window :]}
-        keys = torch.cat([cache.keys, k], dim=2) if cache else k
-        values = torch.cat([cache.values, v], dim=2) if cache else v
+        keys = torch.cat([cache[0], k], dim=2) if cache else k
+        values = torch.cat([cache[1], v], dim=2) if cache else v
         outputs = []
         for j, position in enumerate(now.tolist()):
             seen = [place[p] for p in range(max(0, position - self.window + 1), position + 1)]
