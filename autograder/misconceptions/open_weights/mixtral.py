@@ -532,12 +532,6 @@ EQUIVALENT = [
     Equivalent(
         part="cache",
         before="old_keys, old_values, past = cache or (keys[:, :, :0], values[:, :, :0], 0)",
-        after="old_keys, old_values, past = cache or (values[:, :, :0], keys[:, :, :0], 0)",
-        because="Both are empty and have the same shape.",
-    ),
-    Equivalent(
-        part="cache",
-        before="old_keys, old_values, past = cache or (keys[:, :, :0], values[:, :, :0], 0)",
         after="old_keys, old_values, past = cache or (keys[:, :, :1], values[:, :, :0], 0)",
         because="The first piece fills every slot there is, so whatever stood in the first is overwritten.",
     ),
