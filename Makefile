@@ -13,7 +13,7 @@ GRADER := $(wildcard autograder/*.py autograder/*/*.py autograder/*/*/*.py autog
 BOOK := _config.yml _toc.yml $(shell find book -type f -not -path 'book/assets/vendor/*' -not -path '*/__pycache__/*') \
         $(wildcard lab/*.py lab/weights/*.safetensors exercises/*/*.ipynb)
 
-.PHONY: all book exercises class test lint serve runs bench clean constraints
+.PHONY: all book exercises class test record lint serve runs bench clean constraints
 
 all: exercises book class
 	@$(BIN)/autograder scores _build/sample
@@ -58,6 +58,10 @@ _build/class.done: _build/exercises.done $(GRADER)
 test: $(ENVIRONMENT) lint exercises book class
 	@$(BIN)/autograder build --check
 	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
+
+# Puts every right and wrong answer of the exercises that changed through the grader; keeps which exercises passed.
+record: $(ENVIRONMENT) exercises
+	@$(BIN)/python -m pytest --record --numprocesses logical --maxprocesses 4 --dist loadgroup
 
 lint: $(ENVIRONMENT)
 	@$(BIN)/ruff format --check --quiet . || { echo "run: .venv/bin/ruff format ."; exit 1; }

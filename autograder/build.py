@@ -3,6 +3,7 @@
 import contextlib
 import filecmp
 import hashlib
+import importlib.metadata
 import itertools
 import json
 import logging
@@ -15,15 +16,19 @@ from pathlib import Path
 from filelock import FileLock
 from nbgrader.converters import GenerateAssignment
 from nbgrader.coursedir import CourseDirectory
+from sqlalchemy import make_url
 from traitlets.config import Config, PyFileConfigLoader
 
+from autograder.gradebook import known_sources, note_sources
 from autograder.notebooks import source_notebook, written
 from autograder.source import ROOT, exercise_paths, read_exercise
+from autograder.verdicts import hashed
 
 __all__ = ["build", "course_config", "register", "stale"]
 
 SOURCES = ROOT / "_build" / "source"
 RELEASED = ROOT / "exercises"
+REGISTERED = ROOT / "_build" / "registered"
 MINE = "-mine-"  # in the name of a notebook that was moved aside
 
 
@@ -48,15 +53,19 @@ def stale() -> list[str]:
 def register(db_url: str) -> list[str]:
     """Makes a gradebook know the exercises as they are now; returns the eras.
 
-    nbgrader keeps the cells and points of an assignment in the gradebook; ``generate_assignment`` puts them there.
+    nbgrader keeps the cells and points of an assignment in the gradebook; ``generate_assignment`` puts them there. That
+    takes it a second an exercise, so it is done when the exercises have changed, and once for all new SQLite files.
     """
     with _alone():
         eras = _write_sources()
-        for era in eras:
-            registered = ROOT / "_build" / "registered"
-            config = course_config(release_directory=registered, assignment_id=era)
-            config.CourseDirectory.db_url = db_url
-            _generate(config, no_database=False)
+        of = _digest_of_sources()
+        place = make_url(db_url)
+        if place.drivername == "sqlite" and place.database and not Path(place.database).exists():
+            unfinished = Path(f"{place.database}.unfinished")
+            shutil.copyfile(_new_gradebook(eras, of), unfinished)
+            unfinished.rename(place.database)
+        elif known_sources(db_url, eras) != of:
+            _register(db_url, eras, of)
         return eras
 
 
@@ -95,6 +104,26 @@ def _build(release: Path) -> list[Path]:
     return _mirror(scratch, release)
 
 
+def _new_gradebook(eras: list[str], of: str) -> Path:
+    """A gradebook that knows the exercises and no students."""
+    kept = REGISTERED / f"{of}.db"
+    if not kept.exists():
+        shutil.rmtree(REGISTERED, ignore_errors=True)
+        REGISTERED.mkdir(parents=True)
+        unfinished = kept.with_suffix(".unfinished")
+        _register(f"sqlite:///{unfinished}", eras, of)
+        unfinished.rename(kept)
+    return kept
+
+
+def _register(db_url: str, eras: list[str], of: str) -> None:
+    for era in eras:
+        config = course_config(release_directory=REGISTERED, assignment_id=era)
+        config.CourseDirectory.db_url = db_url
+        _generate(config, no_database=False)
+    note_sources(db_url, of)
+
+
 def _differing(fresh: Path) -> list[str]:
     names = {
         str(path.relative_to(folder))
@@ -124,6 +153,11 @@ def _write_sources() -> list[str]:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
     return sorted({path.parent.name for path in notebooks})
+
+
+def _digest_of_sources() -> str:
+    texts = [path.read_text(encoding="utf-8") for path in sorted(SOURCES.glob("*/*.ipynb"))]
+    return hashed(importlib.metadata.version("nbgrader"), *texts)
 
 
 def _generate(config: Config, *, no_database: bool) -> None:

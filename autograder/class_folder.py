@@ -58,3 +58,8 @@ class ClassFolder:
     def db_url(self) -> str:
         """The gradebook as SQLAlchemy names it."""
         return self.database or f"sqlite:///{self.gradebook.resolve()}"
+
+    def handed_in(self) -> set[tuple[str, str, str]]:
+        """Student, era and exercise of each notebook that nbgrader graded; it gives one that is missing no points."""
+        paths = self.autograded.glob("*/*/*.ipynb")
+        return {(path.parent.parent.name, path.parent.name, path.stem) for path in paths}

@@ -275,7 +275,12 @@ def show_scores(where: "ClassFolder") -> None:
     """Prints a table: a row for each student, a column for each exercise, for each era, or for all, as they fit."""
     from autograder.classes import scores as read_scores
 
-    found = read_scores(where.db_url)
+    handed_in = where.handed_in()
+    found = [
+        score
+        for score in read_scores(where.db_url)
+        if (score.student, score.era, score.exercise) in handed_in or score.auto or score.manual
+    ]
     tables = [_score_table(found, by) for by in ("exercise", "era", "course")]
     unbounded = console.options.update_width(10_000)
     widths = [console.measure(table, options=unbounded).maximum for table in tables]

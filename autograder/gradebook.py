@@ -17,10 +17,20 @@ from nbgrader.api import (
     SubmittedAssignment,
     SubmittedNotebook,
 )
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, inspect, text
 from sqlalchemy.orm import Query
 
-__all__ = ["COURSE", "Mark", "add_indexes", "comments", "lateness", "marks", "one_engine"]
+__all__ = [
+    "COURSE",
+    "Mark",
+    "add_indexes",
+    "comments",
+    "known_sources",
+    "lateness",
+    "marks",
+    "note_sources",
+    "one_engine",
+]
 
 COURSE = "from-attention-to-reasoning"
 # nbgrader looks for the grades of one notebook by reading those of all.
@@ -30,6 +40,8 @@ INDEXES = {
     "submitted_notebook": "assignment_id",
     "base_cell": "notebook_id",
 }
+# Which exercises a gradebook was told of; the one table here that is not nbgrader's.
+SOURCES = "course_sources"
 
 
 class Mark(NamedTuple):
@@ -82,6 +94,38 @@ def add_indexes(db_url: str) -> None:
         for table, column in INDEXES.items():
             index = f"CREATE INDEX IF NOT EXISTS course_{table}_{column} ON {table} ({column})"
             connection.execute(text(index))
+    engine.dispose()
+
+
+def known_sources(db_url: str, eras: list[str]) -> str | None:
+    """What :func:`note_sources` noted of a gradebook; ``None`` if nothing, or if one of the eras has been removed."""
+    engine = create_engine(db_url)
+    try:
+        if not inspect(engine).has_table(SOURCES):
+            return None
+        with engine.connect() as connection:
+            there = set(connection.execute(text("SELECT name FROM assignment")).scalars())
+            return (
+                connection.execute(text(f"SELECT of FROM {SOURCES}")).scalar()
+                if there >= {*eras}
+                else None
+            )
+    finally:
+        engine.dispose()
+
+
+def note_sources(db_url: str, of: str) -> None:
+    """Notes in a gradebook which exercises it knows.
+
+    Args:
+        db_url: the gradebook.
+        of: a hash of them.
+    """
+    engine = create_engine(db_url)
+    with engine.begin() as connection:
+        connection.execute(text(f"CREATE TABLE IF NOT EXISTS {SOURCES} (of VARCHAR(64))"))
+        connection.execute(text(f"DELETE FROM {SOURCES}"))
+        connection.execute(text(f"INSERT INTO {SOURCES} VALUES (:of)"), {"of": of})
     engine.dispose()
 
 

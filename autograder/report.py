@@ -149,7 +149,7 @@ def write_report(
 def _scores(where: ClassFolder) -> _Scores:
     """The gradebook, read with a few queries: nbgrader's own objects would ask for every notebook anew."""
     found = _Scores()
-    handed_in = {_place(path) for path in where.autograded.glob("*/*/*.ipynb")}
+    handed_in = where.handed_in()
     with Gradebook(where.db_url, COURSE) as gradebook:
         for student in gradebook.students:
             names = (student.last_name, student.first_name)

@@ -1,7 +1,8 @@
 """The sample class: students of every kind answer the released notebooks, so that `make` grades a real class.
 
 Right answers come from the styles beside this module, wrong ones from the bank of misconceptions, and the
-hostile ones do what submissions have done to stock graders.
+hostile ones do what submissions have done to stock graders. What a student tries upon the grader is the same in
+every exercise; those who do so hand in one exercise of each era.
 """
 
 import copy
@@ -22,7 +23,7 @@ from autograder.source import (
     read_exercise,
 )
 
-__all__ = ["DUE", "STUDENTS", "make_sample_class"]
+__all__ = ["DUE", "STUDENTS", "handed_in", "make_sample_class"]
 
 DUE = "2025-03-03 12:00:00 UTC"
 IN_TIME, LATE = "2025-03-01 09:30:00 UTC", "2025-03-05 23:10:00 UTC"
@@ -52,13 +53,10 @@ def make_sample_class(folder: Path, *, harmless: bool = False) -> list[str]:
     folder.mkdir(parents=True)
     mark.touch()
     students = {n: s for n, s in STUDENTS.items() if not (harmless and n.startswith("hostile"))}
-    for path in exercise_paths():
-        exercise = read_exercise(path)
-        released = json.loads(
-            (ROOT / "exercises" / exercise.era / f"{exercise.name}.ipynb").read_text()
-        )
-        for name, student in students.items():
-            submitted = student(exercise, copy.deepcopy(released))
+    for name, student in students.items():
+        for exercise in handed_in(name):
+            released = ROOT / "exercises" / exercise.era / f"{exercise.name}.ipynb"
+            submitted = student(exercise, json.loads(released.read_text()))
             place = folder / "submitted" / name / exercise.era
             place.mkdir(parents=True, exist_ok=True)
             text = submitted if isinstance(submitted, str) else json.dumps(submitted, indent=1)
@@ -69,6 +67,15 @@ def make_sample_class(folder: Path, *, harmless: bool = False) -> list[str]:
                     "raise SystemExit('this is not the numpy you wanted')\n"
                 )
     return list(students)
+
+
+def handed_in(name: str) -> list[Exercise]:
+    """The exercises that a student of the class hands in: all, or the first of each era."""
+    exercises = [read_exercise(path) for path in exercise_paths()]
+    if name in OF_EVERY_EXERCISE:
+        return exercises
+    first = {exercise.era: exercise for exercise in reversed(exercises)}
+    return [exercise for exercise in exercises if first[exercise.era] is exercise]
 
 
 # -- how an answer gets into a notebook -------------------------------------------------------------------
@@ -328,6 +335,10 @@ STUDENTS: dict[str, Student] = {
     "hostile-metadata": _hostile_metadata,
     "hostile-script": _hostile_script,
     "hostile-no-notebook": _hostile_no_notebook,
+}
+# Their answers differ from exercise to exercise in more than where they stand.
+OF_EVERY_EXERCISE = {
+    name for name in STUDENTS if name.startswith(("right-", "mistake-", "blank", "syntax-error"))
 }
 
 

@@ -439,7 +439,7 @@ check.raises(
     because="A label of 3 is none of three tokens: say so, and say labels.",
 )
 ### BEGIN HIDDEN TESTS
-from autograder.hidden import inputs, reference
+from autograder.hidden import each, inputs, reference
 
 theirs = reference("pretraining", "bert")
 rng = inputs("mlm_loss")
@@ -451,7 +451,15 @@ for shape in [(3, 5), (7,), (2, 3, 4)]:
     labels.view(-1)[0] = 0
     labels = labels.masked_fill(~asked, IGNORED)
     own, other = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    loss, expected = mlm_loss(own, labels), theirs.mlm_loss(other, labels)
+    # What was not asked cannot matter.
+    elsewhere = torch.where(asked[..., None], logits, 50.0 - 9.0 * logits)
+    # The same blanks with more padding after them.
+    longer = torch.cat([logits, torch.zeros_like(logits)], dim=-2)
+    longer_labels = torch.cat([labels, torch.full_like(labels, IGNORED)], dim=-1)
+    loss, of_elsewhere, of_longer = each(
+        mlm_loss, [(own, labels), (elsewhere, labels), (longer, longer_labels)]
+    )
+    expected = theirs.mlm_loss(other, labels)
     check.close(
         loss,
         expected,
@@ -462,18 +470,13 @@ for shape in [(3, 5), (7,), (2, 3, 4)]:
     (2.0 * expected).backward()
     check.that(own.grad is not None, "No gradient reaches the logits.")
     check.close(own.grad, other.grad, because="The gradient of the logits is off.")
-    # What was not asked cannot matter.
     check.close(
-        mlm_loss(torch.where(asked[..., None], logits, 50.0 - 9.0 * logits), labels),
+        of_elsewhere,
         expected,
         because="Logits of a position without a label changed the loss.",
     )
-    # The same blanks with more padding after them.
     check.close(
-        mlm_loss(
-            torch.cat([logits, torch.zeros_like(logits)], dim=-2),
-            torch.cat([labels, torch.full_like(labels, IGNORED)], dim=-1),
-        ),
+        of_longer,
         expected,
         because="More padding changed the loss: divide by the number of labels, not of positions.",
     )
@@ -1069,12 +1072,12 @@ check.raises(
     because="There is no fourth position: say so, and say max_length.",
 )
 ### BEGIN HIDDEN TESTS
-from autograder.hidden import gradients, inputs, reference
+from autograder.hidden import each, gradients, inputs, reference
 
 theirs = reference("pretraining", "bert")
 rng = inputs("encoder_by_hand")
-mine = EncoderBlock(6, 2, 9).to(device).double()
-right = theirs.EncoderBlock(6, 2, 9).to(device).double()
+mine = EncoderBlock(6, 2, 9).to(device, torch.float64)
+right = theirs.EncoderBlock(6, 2, 9).to(device, torch.float64)
 weights = {
     name: 0.7 * torch.randn(value.shape, generator=rng, dtype=torch.float64).to(device)
     for name, value in right.state_dict().items()
@@ -1086,35 +1089,37 @@ real = torch.tensor(
 )
 x = (1.0 + 2.0 * torch.randn(3, 5, 6, generator=rng, dtype=torch.float64)).to(device)
 before = x.clone()
-for mask in (None, real.to(device)):
-    own, other = x.clone().requires_grad_(), x.clone().requires_grad_()
-    pull = torch.randn(3, 5, 6, generator=rng, dtype=torch.float64).to(device)
-    mine.zero_grad()
-    right.zero_grad()
-    output, expected = mine(own, mask), right(other, mask)
+cases = [(x.clone().requires_grad_(), mask) for mask in (None, real.to(device))]
+mine_sum = right_sum = 0.0
+right_inputs = []
+for (_, mask), output in zip(cases, each(mine, cases), strict=True):
+    right_inputs.append(x.clone().requires_grad_())
+    expected = right(right_inputs[-1], mask)
     check.close(
         output,
         expected,
         because="Post-LN with GELU: x ← norm1(x + attention(x, real)), x ← norm2(x + linear2(gelu(linear1(x)))), "
         "with the exact GELU.",
     )
-    (output * pull).sum().backward()
-    (expected * pull).sum().backward()
+    pull = torch.randn(3, 5, 6, generator=rng, dtype=torch.float64).to(device)
+    mine_sum = mine_sum + (output * pull).sum()
+    right_sum = right_sum + (expected * pull).sum()
+mine_sum.backward()
+right_sum.backward()
+for (own, _), other in zip(cases, right_inputs, strict=True):
     check.that(own.grad is not None, "No gradient reaches the block's input.")
     check.close(own.grad, other.grad, because="The gradient of the block's input is off.")
-    mine_gradients, right_gradients = gradients(mine), gradients(right)
-    for name in weights:
-        gradient = mine_gradients.get(name)
-        check.that(gradient is not None, f"No gradient reaches {name}: is it used?")
-        check.close(gradient, right_gradients[name], because=f"The gradient of {name} is off.")
+mine_gradients, right_gradients = gradients(mine), gradients(right)
+for name in weights:
+    gradient = mine_gradients.get(name)
+    check.that(gradient is not None, f"No gradient reaches {name}: is it used?")
+    check.close(gradient, right_gradients[name], because=f"The gradient of {name} is off.")
 mine(x)
 check.close(x, before, because="The block changed its input in place.")
 # An input so small that the eps of a layer norm shows.
-set_weights(
-    mine,
-    {name: 1e-4 * value if "norm" not in name else value for name, value in weights.items()},
-)
-right.load_state_dict(mine.state_dict())
+small = {name: 1e-4 * value if "norm" not in name else value for name, value in weights.items()}
+set_weights(mine, small)
+right.load_state_dict(small)
 check.close(
     mine(1e-4 * x),
     right(1e-4 * x),
@@ -1142,12 +1147,12 @@ check.that(
     "The last token changed and the vector of the first did not: every position sees all others, on both sides.",
 )
 ### BEGIN HIDDEN TESTS
-from autograder.hidden import gradients, inputs, reference
+from autograder.hidden import each, gradients, inputs, reference
 
 theirs = reference("pretraining", "bert")
 rng = inputs("bert_reads")
-mine = Bert(11, 6, 3, 7, 2, 8).to(device).double()
-right = theirs.Bert(11, 6, 3, 7, 2, 8).to(device).double()
+mine = Bert(11, 6, 3, 7, 2, 8).to(device, torch.float64)
+right = theirs.Bert(11, 6, 3, 7, 2, 8).to(device, torch.float64)
 weights = {
     name: 0.7 * torch.randn(value.shape, generator=rng, dtype=torch.float64).to(device)
     for name, value in right.state_dict().items()
@@ -1164,8 +1169,9 @@ real = torch.tensor(
     ],
     device=device,
 )
-for given in [(tokens,), (tokens, segments), (tokens, None, real), (tokens, segments, real)]:
-    for got, expected, name in zip(mine(*given), right(*given), ("hidden", "pooled"), strict=True):
+cases = [(tokens,), (tokens, segments), (tokens, None, real), (tokens, segments, real)]
+for given, found in zip(cases, each(mine, cases), strict=True):
+    for got, expected, name in zip(found, right(*given), ("hidden", "pooled"), strict=True):
         check.close(
             got,
             expected,
@@ -1174,10 +1180,10 @@ for given in [(tokens,), (tokens, segments), (tokens, None, real), (tokens, segm
             "is real where nothing is said.",
         )
 # One token, the longest sequence, and a batch that is a transposed view.
-for length in (1, 8):
-    wide = torch.randint(11, (length, 2), generator=rng).to(device).T
+cases = [(torch.randint(11, (length, 2), generator=rng).to(device).T,) for length in (1, 8)]
+for (wide,), (got, _) in zip(cases, each(mine, cases), strict=True):
     check.close(
-        mine(wide)[0],
+        got,
         right(wide)[0],
         because="Sequences may be 1 to max_length tokens long, and a batch may be a transposed view.",
     )
@@ -1185,14 +1191,22 @@ for length in (1, 8):
 others = torch.where(
     real, tokens, (tokens + 1 + torch.randint(10, (3, 5), generator=rng).to(device)) % 11
 )
+(of_others, _), (hidden, pooled), (_, alone) = each(
+    mine,
+    [
+        (others, segments, real),
+        (tokens, segments, real),
+        (tokens[1:2, :3], segments[1:2, :3]),
+    ],
+)
 check.close(
-    mine(others, segments, real)[0][real],
-    mine(tokens, segments, real)[0][real],
+    of_others[real],
+    hidden[real],
     because="What stands at the padding changed the vectors of real tokens: it is hidden in every block.",
 )
 check.close(
-    mine(tokens[1:2, :3], segments[1:2, :3])[1],
-    mine(tokens, segments, real)[1][1:2],
+    alone,
+    pooled[1:2],
     because="A sentence's pooled vector changed with its padding or its company in the batch.",
 )
 # Gradients of every parameter.
@@ -1200,7 +1214,6 @@ pulls = [
     torch.randn(shape, generator=rng, dtype=torch.float64).to(device)
     for shape in [(3, 5, 6), (3, 6)]
 ]
-mine.zero_grad()
 for model in (mine, right):
     sum(
         (out * pull).sum() for out, pull in zip(model(tokens, segments, real), pulls, strict=True)
@@ -1335,8 +1348,8 @@ from autograder.hidden import gradients, inputs, reference
 theirs = reference("pretraining", "bert")
 rng = inputs("pretraining_heads")
 sizes = (11, 6, 2, 7, 2, 8)
-mine = BertForPreTraining(*sizes).to(device).double()
-right = theirs.BertForPreTraining(*sizes).to(device).double()
+mine = BertForPreTraining(*sizes).to(device, torch.float64)
+right = theirs.BertForPreTraining(*sizes).to(device, torch.float64)
 weights = {
     name: 0.7 * torch.randn(value.shape, generator=rng, dtype=torch.float64).to(device)
     for name, value in right.state_dict().items()
@@ -1363,7 +1376,6 @@ pulls = [
     torch.randn(shape, generator=rng, dtype=torch.float64).to(device)
     for shape in [(3, 5, 11), (3, 2)]
 ]
-mine.zero_grad()
 for model in (mine, right):
     sum(
         (out * pull).sum() for out, pull in zip(model(tokens, segments, real), pulls, strict=True)
@@ -1549,13 +1561,10 @@ genre, tags, span = (
     SpanClassifier(bert, 4),
 )
 for head in (genre, tags, span):
-    head.load_state_dict(
-        head.state_dict()
-        | {
-            "head.weight": torch.ones_like(head.state_dict()["head.weight"]),
-            "head.bias": torch.arange(len(head.state_dict()["head.bias"])).float(),
-        }
-    )
+    state = head.state_dict()
+    state["head.weight"] = torch.ones_like(state["head.weight"])
+    state["head.bias"] = torch.arange(len(state["head.bias"])).float()
+    head.load_state_dict(state)
 check.close(
     genre(tokens, real=real),
     pooled.sum(-1)[:, None] + torch.arange(3),
@@ -1595,7 +1604,7 @@ for mine, right, outputs in [
     ),
     (SpanClassifier(Bert(*sizes), 6), theirs.SpanClassifier(theirs.Bert(*sizes), 6), (5,)),
 ]:
-    mine, right = mine.to(device).double(), right.to(device).double()
+    mine, right = mine.to(device, torch.float64), right.to(device, torch.float64)
     weights = {
         name: 0.7 * torch.randn(value.shape, generator=rng, dtype=torch.float64).to(device)
         for name, value in right.state_dict().items()
@@ -1603,7 +1612,6 @@ for mine, right, outputs in [
     set_weights(mine, weights)
     right.load_state_dict(weights)
     pull = torch.randn(2, 3, *outputs, generator=rng, dtype=torch.float64).to(device)
-    mine.zero_grad()
     for given in [(tokens,), (tokens, segments, real)]:
         got, expected = mine(*given), right(*given)
         if outputs != (5,):

@@ -220,11 +220,11 @@ for dtype in (torch.float16, torch.bfloat16):
 # Updates far below the spacing of half precision add up in the master weights.
 weights = {"w": (1.0 + torch.rand(4, generator=rng)).to(device)}
 start = weights["w"].clone()
-for _ in range(20):
-    autocast_step(lambda w: w["w"].float().sum(), weights, 1e-4, 4.0)
+for _ in range(4):
+    autocast_step(lambda w: w["w"].float().sum(), weights, 3e-4, 4.0)
 check.close(
     weights["w"],
-    start - 20 * 1e-4,
+    start - 4 * 3e-4,
     rtol=0.0,
     atol=1e-5,
     because="Small updates get lost: subtract them from the float32 weights, not from the copy in half precision.",
@@ -288,7 +288,7 @@ right = {name: value.clone() for name, value in own.items()}
 scale = right_scale = 2.0**12
 good_steps = right_steps = 1
 # The factors make some steps overflow, in the first weight, in the second, or in both.
-for big_a, big_b in [(1, 1), (1, 1), (1, 1), (1e4, 1), (1, 1), (1, 1e5), (1, 1), (1, 1), (1, 1)]:
+for big_a, big_b in [(1, 1), (1, 1), (1, 1), (1e4, 1), (1, 1), (1, 1e5), (1, 1)]:
 
     def loss_fn(w, big_a=big_a, big_b=big_b):
         return (
@@ -901,17 +901,18 @@ for earlier in (first, second):
 
 
 # %% test="checkpoint_stack" points=2
-def noted_stack(depth: int, segment: int) -> tuple[nn.Module, list]:
+def noted_stack(depth: int, segment: int, dtype: torch.dtype) -> tuple[nn.Module, list]:
     """A stack, and a list of each run of a layer with whether it is recorded."""
-    stack, runs = CheckpointedStack(4, depth, segment).to(device), []
+    stack, runs = CheckpointedStack(4, depth, segment).to(device, dtype), []
+    layers = stack.layers
     for i in range(depth):
-        stack.layers[i].register_forward_hook(
+        layers[i].register_forward_hook(
             lambda layer, args, output, i=i: runs.append((i, torch.is_grad_enabled()))
         )
     return stack, runs
 
 
-stack, runs = noted_stack(depth=3, segment=2)
+stack, runs = noted_stack(depth=3, segment=2, dtype=torch.float32)
 y = stack(torch.ones(2, 4, device=device, requires_grad=True))
 check.equal(
     runs,
@@ -935,9 +936,8 @@ from autograder.hidden import gradients, inputs, reference
 
 theirs = reference("pretraining", "efficient_training")
 rng = inputs("checkpoint_stack")
-for depth, segment in [(5, 2), (4, 4), (3, 1), (2, 5)]:
-    stack, runs = noted_stack(depth, segment)
-    stack.double()
+for depth, segment in [(5, 2), (2, 2), (2, 1), (1, 3)]:
+    stack, runs = noted_stack(depth, segment, torch.float64)
     weights = {}
     for i in range(depth):
         weights[f"layers.{i}.weight"] = torch.randn(4, 4, generator=rng, dtype=torch.float64)
@@ -1178,14 +1178,19 @@ def ring_of(buffers):
     return messages
 
 
-for world_size, size in [(2, 5), (3, 7), (4, 12), (5, 3), (5, 13)]:
+for world_size, size, ranks in [
+    (2, 5, (0, 1)),
+    (3, 7, (0, 1, 2)),
+    (4, 12, (0, 3)),
+    (5, 3, (0, 2, 4)),
+]:
     buffers = [
         torch.randn(2 * size, generator=rng, dtype=torch.float64).to(device)[::2]
         for _ in range(world_size)
     ]
     before = [buffer.clone() for buffer in buffers]
     messages = ring_of(buffers)
-    for rank in range(world_size):
+    for rank in ranks:
         result, sent = play(ring_all_reduce, buffers[rank], rank, world_size, messages[rank - 1])
         check.that(
             len(sent) == 2 * (world_size - 1),

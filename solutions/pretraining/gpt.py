@@ -402,13 +402,13 @@ check.raises(
     because="A width of 5 cannot be split into 2 heads: say num_heads.",
 )
 ### BEGIN HIDDEN TESTS
-from autograder.hidden import gradients, inputs, reference
+from autograder.hidden import each, gradients, inputs, reference
 
 theirs = reference("pretraining", "gpt")
 rng = inputs("attention_causal")
-for num_heads in (1, 2, 3, 6):
-    mine = CausalSelfAttention(6, num_heads).to(device).double()
-    right = theirs.CausalSelfAttention(6, num_heads).to(device).double()
+for num_heads in (2, 6, 3):
+    mine = CausalSelfAttention(6, num_heads).to(device, torch.float64)
+    right = theirs.CausalSelfAttention(6, num_heads).to(device, torch.float64)
     weights = {
         name: 0.7 * torch.randn(value.shape, generator=rng, dtype=torch.float64).to(device)
         for name, value in right.state_dict().items()
@@ -417,29 +417,32 @@ for num_heads in (1, 2, 3, 6):
     right.load_state_dict(weights)
     # A transposed view, and a single position.
     x = torch.randn(5, 2, 6, generator=rng, dtype=torch.float64).to(device).transpose(0, 1)
-    for some in (x, x[:, :1]):
+    cases = [(x,), (x[:, :1],)]
+    for (some,), (got, _) in zip(cases, each(mine, cases), strict=True):
         check.close(
-            mine(some)[0],
+            got,
             right(some)[0],
             because="The attention is off: queries, keys and values are the first, second and third d_model features "
             "of qkv_proj; head i takes its own slice of each; scale 1/√d_head; mask j ≤ i; heads joined in order.",
         )
 x, before = x.contiguous(), x.clone()
-output = mine(x)[0]
-check.close(x, before, because="The attention changed its input in place.")
+cases = [(x,)]
 for last in range(4):
     changed = x.clone()
     changed[:, last + 1 :] += torch.randn(2, 4 - last, 6, generator=rng, dtype=torch.float64).to(
         device
     )
+    cases.append((changed,))
+(output, _), *others = each(mine, cases)
+check.close(x, before, because="The attention changed its input in place.")
+for last, (got, _) in enumerate(others):
     check.close(
-        mine(changed)[0][:, : last + 1],
+        got[:, : last + 1],
         output[:, : last + 1],
         because="A later position changed and an earlier output moved with it.",
     )
 own, other = x.clone().requires_grad_(), x.clone().requires_grad_()
 pull = torch.randn(2, 5, 6, generator=rng, dtype=torch.float64).to(device)
-mine.zero_grad()
 (mine(own)[0] * pull).sum().backward()
 (right(other)[0] * pull).sum().backward()
 check.that(own.grad is not None, "No gradient reaches the input.")
@@ -496,51 +499,50 @@ from autograder.hidden import inputs, reference
 
 theirs = reference("pretraining", "gpt")
 rng = inputs("attention_cache")
-for num_heads in (1, 3):
-    mine = CausalSelfAttention(6, num_heads).to(device).double()
-    right = theirs.CausalSelfAttention(6, num_heads).to(device).double()
-    weights = {
-        name: 0.7 * torch.randn(value.shape, generator=rng, dtype=torch.float64).to(device)
-        for name, value in right.state_dict().items()
-    }
-    set_weights(mine, weights)
-    right.load_state_dict(weights)
-    x = torch.randn(2, 5, 6, generator=rng, dtype=torch.float64).to(device)
-    with torch.no_grad():
-        whole, (keys, values) = right(x)
-        for pieces in [(5,), (1, 1, 1, 1, 1), (2, 3), (1, 4), (3, 1, 1)]:
-            cache, parts = None, []
-            for piece in x.split(pieces, dim=1):
-                output, cache = mine(piece, cache)
-                parts.append(output)
-            check.close(
-                torch.cat(parts, dim=1),
-                whole,
-                because="Read in pieces, with the cache handed on, the output differs from the whole read at once: new "
-                "query i stands after all cached keys and sees new keys 0 to i.",
-            )
-            check.close(
-                torch.stack([cache[0], cache[1]]),
-                torch.stack([keys, values]),
-                because="The cache is (keys, values), each (batch, heads, positions, d_head), all positions in order.",
-            )
-        # Two continuations of one beginning.
-        _, cache = mine(x[:, :3])
-        kept = [cache[0].clone(), cache[1].clone()]
-        one, _ = mine(x[:, 3:], cache)
-        other = torch.randn(2, 2, 6, generator=rng, dtype=torch.float64).to(device)
-        two, _ = mine(other, cache)
+mine = CausalSelfAttention(6, 3).to(device, torch.float64)
+right = theirs.CausalSelfAttention(6, 3).to(device, torch.float64)
+weights = {
+    name: 0.7 * torch.randn(value.shape, generator=rng, dtype=torch.float64).to(device)
+    for name, value in right.state_dict().items()
+}
+set_weights(mine, weights)
+right.load_state_dict(weights)
+x = torch.randn(2, 5, 6, generator=rng, dtype=torch.float64).to(device)
+with torch.no_grad():
+    whole, (keys, values) = right(x)
+    for pieces in [(1, 1, 1, 1, 1), (2, 3), (1, 4), (3, 1, 1)]:
+        cache, parts = None, []
+        for piece in x.split(pieces, dim=1):
+            output, cache = mine(piece, cache)
+            parts.append(output)
+        check.close(
+            torch.cat(parts, dim=1),
+            whole,
+            because="Read in pieces, with the cache handed on, the output differs from the whole read at once: new "
+            "query i stands after all cached keys and sees new keys 0 to i.",
+        )
         check.close(
             torch.stack([cache[0], cache[1]]),
-            torch.stack(kept),
-            because="The cache that was handed in was changed; it still stands for the beginning alone.",
+            torch.stack([keys, values]),
+            because="The cache is (keys, values), each (batch, heads, positions, d_head), all positions in order.",
         )
-        check.close(one, whole[:, 3:], because="A continuation from the cache is off.")
-        check.close(
-            two,
-            right(torch.cat([x[:, :3], other], dim=1))[0][:, 3:],
-            because="A second continuation from the same cache is off: something of the first was left in it.",
-        )
+    # Two continuations of one beginning.
+    _, cache = mine(x[:, :3])
+    kept = [cache[0].clone(), cache[1].clone()]
+    one, _ = mine(x[:, 3:], cache)
+    other = torch.randn(2, 2, 6, generator=rng, dtype=torch.float64).to(device)
+    two, _ = mine(other, cache)
+    check.close(
+        torch.stack([cache[0], cache[1]]),
+        torch.stack(kept),
+        because="The cache that was handed in was changed; it still stands for the beginning alone.",
+    )
+    check.close(one, whole[:, 3:], because="A continuation from the cache is off.")
+    check.close(
+        two,
+        right(torch.cat([x[:, :3], other], dim=1))[0][:, 3:],
+        because="A second continuation from the same cache is off: something of the first was left in it.",
+    )
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -743,8 +745,8 @@ check.close(
     atol=1e-6,
     because="This is the exact GELU, x·Φ(x), or another approximation of it. GPT-2 uses the one with tanh.",
 )
-mine = Block(6, 3).to(device).double()
-right = theirs.Block(6, 3).to(device).double()
+mine = Block(6, 3).to(device, torch.float64)
+right = theirs.Block(6, 3).to(device, torch.float64)
 weights = {
     name: 0.7 * torch.randn(value.shape, generator=rng, dtype=torch.float64).to(device)
     for name, value in right.state_dict().items()
@@ -775,7 +777,6 @@ with torch.no_grad():
     )
 own, other = x.clone().requires_grad_(), x.clone().requires_grad_()
 pull = torch.randn(2, 5, 6, generator=rng, dtype=torch.float64).to(device)
-mine.zero_grad()
 (mine(own)[0] * pull).sum().backward()
 (right(other)[0] * pull).sum().backward()
 check.that(own.grad is not None, "No gradient reaches the block's input.")
@@ -815,35 +816,36 @@ check.raises(
 torch.manual_seed(0)
 model = GPT(vocab_size=50, block_size=16, d_model=32, num_heads=4, num_layers=2)
 tokens = torch.randint(50, (8, 16), generator=lab.generator("model_logits"))
+logits = model(tokens)
 check.that(
-    bool(abs(F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()) - math.log(50)) < 0.5),
+    bool(abs(F.cross_entropy(logits.flatten(0, 1), tokens.flatten()) - math.log(50)) < 0.5),
     "Before training the loss should be near ln(vocab_size), that of a guess: are the matrices too large at the start?",
 )
 changed = tokens.clone()
 changed[:, 9:] = (changed[:, 9:] + 1) % 50
 check.close(
     model(changed)[:, :9],
-    model(tokens)[:, :9],
+    logits[:, :9],
     because="Later tokens changed and earlier logits moved with them.",
 )
 ### BEGIN HIDDEN TESTS
-from autograder.hidden import gradients, inputs, reference
+from autograder.hidden import each, gradients, inputs, reference
 
 theirs = reference("pretraining", "gpt")
 rng = inputs("model_logits")
-for layers, heads in [(2, 3), (1, 2), (0, 1)]:
-    mine = GPT(11, 7, 6, heads, layers).to(device).double()
-    right = theirs.GPT(11, 7, 6, heads, layers).to(device).double()
+for layers, heads in [(2, 3), (0, 1)]:
+    mine = GPT(11, 7, 6, heads, layers).to(device, torch.float64)
+    right = theirs.GPT(11, 7, 6, heads, layers).to(device, torch.float64)
     weights = {
         name: 0.6 * torch.randn(value.shape, generator=rng, dtype=torch.float64).to(device)
         for name, value in right.state_dict().items()
     }
     set_weights(mine, weights)
     right.load_state_dict(weights)
-    for length in (1, 4, 7):
-        tokens = torch.randint(11, (2, length), generator=rng).to(device)
+    cases = [(torch.randint(11, (2, length), generator=rng).to(device),) for length in (1, 4, 7)]
+    for (tokens,), got in zip(cases, each(mine, cases), strict=True):
         check.close(
-            mine(tokens),
+            got,
             right(tokens),
             because="The logits are off: token plus position vectors (no factor), each block once in order, the last "
             "norm, the product with the transposed embedding.",
@@ -855,22 +857,21 @@ for layers, heads in [(2, 3), (1, 2), (0, 1)]:
     )
     if not layers:
         continue
-    logits = mine(tokens)
-    for last in (0, 2, 5):
-        changed = tokens.clone()
-        changed[:, last + 1 :] = (changed[:, last + 1 :] + 3) % 11
+    places = torch.arange(7, device=device)
+    changed = [(tokens + 3 * (places > last)) % 11 for last in (0, 2, 5)]
+    logits, alone, *others = each(mine, [(some,) for some in (tokens, tokens[1:], *changed)])
+    for last, got in zip((0, 2, 5), others, strict=True):
         check.close(
-            mine(changed)[:, : last + 1],
+            got[:, : last + 1],
             logits[:, : last + 1],
             because="A later token changed and an earlier prediction moved with it.",
         )
     check.close(
-        mine(tokens[1:]),
+        alone,
         logits[1:],
         because="A text's logits changed with the company it keeps in the batch.",
     )
     pull = torch.randn(2, 7, 11, generator=rng, dtype=torch.float64).to(device)
-    mine.zero_grad()
     (mine(tokens) * pull).sum().backward()
     (right(tokens) * pull).sum().backward()
     mine_gradients, right_gradients = gradients(mine), gradients(right)
@@ -924,8 +925,8 @@ from autograder.hidden import inputs, reference
 
 theirs = reference("pretraining", "gpt")
 rng = inputs("model_cache")
-mine = GPT(11, 8, 6, 2, 3).to(device).double()
-right = theirs.GPT(11, 8, 6, 2, 3).to(device).double()
+mine = GPT(11, 8, 6, 2, 3).to(device, torch.float64)
+right = theirs.GPT(11, 8, 6, 2, 3).to(device, torch.float64)
 weights = {
     name: 0.6 * torch.randn(value.shape, generator=rng, dtype=torch.float64).to(device)
     for name, value in right.state_dict().items()
@@ -935,7 +936,7 @@ right.load_state_dict(weights)
 tokens = torch.randint(11, (3, 8), generator=rng).to(device)
 with torch.no_grad():
     whole, states = right(tokens), right.hidden(tokens)[0]
-    for pieces in [(8,), (1,) * 8, (5, 3), (1, 7), (2, 2, 4), (6, 1, 1)]:
+    for pieces in [(1,) * 8, (5, 3), (2, 2, 4)]:
         cache, parts = None, []
         for piece in tokens.split(pieces, dim=1):
             logits, cache = mine.step(piece, cache)
@@ -970,7 +971,10 @@ with torch.no_grad():
         because="A second continuation from the same cache is off: was the list or a tensor in it changed?",
     )
     # One block alone.
-    small, one = GPT(11, 8, 6, 2, 1).to(device).double(), theirs.GPT(11, 8, 6, 2, 1).to(device)
+    small, one = (
+        GPT(11, 8, 6, 2, 1).to(device, torch.float64),
+        theirs.GPT(11, 8, 6, 2, 1).to(device),
+    )
     one.double().load_state_dict({n: v for n, v in weights.items() if n in one.state_dict()})
     set_weights(small, one.state_dict())
     _, first = small.step(tokens[:, :6])
@@ -1153,17 +1157,18 @@ check.raises(
     ValueError, choose, row, 1.0, 0, lab.generator(), mentions="top_k", because="top_k starts at 1."
 )
 ### BEGIN HIDDEN TESTS
-from autograder.hidden import inputs, reference
+from autograder.hidden import each, inputs, reference
 
 theirs = reference("pretraining", "gpt")
 rng = inputs("generate_choose")
 logits = torch.randn(40, 7, generator=rng, dtype=torch.float64).to(device) - 2.0
 logits[3, [2, 5]] = 4.0
 before = logits.clone()
-for top_k in (None, 1, 3):
+cases = [(logits, 0.0, top_k) for top_k in (None, 1, 3)]
+for case, got in zip(cases, each(choose, cases), strict=True):
     check.equal(
-        choose(logits, 0.0, top_k),
-        theirs.choose(logits, 0.0, top_k),
+        got,
+        theirs.choose(*case),
         because="At temperature 0 the largest logit is taken, among equals the smallest id, without a generator.",
     )
 seed = int(torch.randint(2**40, (), generator=rng))
@@ -1316,14 +1321,11 @@ def step(tokens, cache):
 
 
 for length, new, block_size in [
-    (3, 4, 20),
-    (3, 4, 7),
-    (3, 5, 7),
-    (3, 4, 6),
-    (2, 7, 4),
-    (9, 3, 5),
-    (5, 3, 5),
-    (1, 4, 1),
+    (3, 5, 20),
+    (2, 5, 4),  # below the window, as long, and beyond
+    (9, 2, 5),
+    (5, 2, 5),
+    (1, 3, 1),
 ]:
     prompt = torch.randint(7, (2, length), generator=rng).to(device)
     before = prompt.clone()
@@ -1357,11 +1359,11 @@ check.equal(
 )
 check.equal(calls, [], because="No new tokens: step need not be called.")
 # Sampling: cached or not, the same draws.
-prompt = torch.randint(7, (5, 3), generator=rng).to(device)
+prompt = torch.randint(7, (10, 3), generator=rng).to(device)
 seed = int(torch.randint(2**40, (), generator=rng))
 how = {"temperature": 0.8, "top_k": 3}
 one, two = (
-    generate(step, prompt, 8, 6, generator=torch.Generator().manual_seed(seed), use_cache=c, **how)
+    generate(step, prompt, 5, 6, generator=torch.Generator().manual_seed(seed), use_cache=c, **how)
     for c in (True, False)
 )
 check.equal(one, two, because="With one seed the tokens are the same with and without the cache.")
@@ -1369,12 +1371,12 @@ check.that(
     bool((one[:, 3:] != one[:1, 3:]).any()),
     "All rows of the batch drew alike: rows are independent.",
 )
-three = generate(step, prompt, 8, 6, generator=torch.Generator().manual_seed(seed + 1), **how)
+three = generate(step, prompt, 5, 6, generator=torch.Generator().manual_seed(seed + 1), **how)
 check.that(
     bool((one != three).any()), "Another seed gave the same text: use the caller's generator."
 )
-for row in range(5):
-    for end in range(3, 11):
+for row in range(10):
+    for end in range(3, 8):
         window = one[row : row + 1, max(0, end - 6) : end]
         allowed = step(window, None)[0][0, -1].topk(3).indices
         check.that(
@@ -1399,8 +1401,8 @@ check.that(
 )
 # The temperature is handed on too: near 0 nothing but the largest logit is left.
 check.equal(
-    generate(step, prompt, 4, 6, temperature=1e-9, generator=torch.Generator().manual_seed(seed)),
-    generate(step, prompt, 4, 6, temperature=0.0),
+    generate(step, prompt, 2, 6, temperature=1e-9, generator=torch.Generator().manual_seed(seed)),
+    theirs.generate(step, prompt, 2, 6, temperature=0.0),
     because="A temperature near 0 must draw the largest logit: is the temperature handed on?",
 )
 for arguments, options, says in [
@@ -1533,7 +1535,7 @@ check.raises(
     because="A text without a token has no last one (and index −1 would silently be the filling): say lengths.",
 )
 ### BEGIN HIDDEN TESTS
-from autograder.hidden import gradients, inputs, reference
+from autograder.hidden import each, gradients, inputs, reference
 
 theirs = reference("pretraining", "gpt")
 rng = inputs("classify_head")
@@ -1552,16 +1554,19 @@ for count in (1, 2, 4):
 check.raises(
     ValueError, classification_tokens, [], 0, 4, 3, mentions="texts", because="No text: say texts."
 )
-mine = ClassificationHead(4, 3).to(device).double()
-right = theirs.ClassificationHead(4, 3).to(device).double()
+mine = ClassificationHead(4, 3).to(device, torch.float64)
+right = theirs.ClassificationHead(4, 3).to(device, torch.float64)
 weights = {"output.weight": torch.randn(3, 4, generator=rng, dtype=torch.float64).to(device)}
 set_weights(mine, weights)
 right.load_state_dict(weights)
 hidden = torch.randn(5, 6, 4, generator=rng, dtype=torch.float64).to(device)
-for lengths in ([6, 6, 6, 6, 6], [1, 2, 6, 4, 3], [3, 1, 5, 2, 6]):
-    lengths = torch.tensor(lengths, device=device)
+cases = [
+    (hidden, torch.tensor(lengths, device=device))
+    for lengths in ([6, 6, 6, 6, 6], [1, 2, 6, 4, 3], [3, 1, 5, 2, 6])
+]
+for (_, lengths), got in zip(cases, each(mine, cases), strict=True):
     check.close(
-        mine(hidden, lengths),
+        got,
         right(hidden, lengths),
         because="Text b is read off at position lengths[b] − 1, with the plain product and no softmax.",
     )
@@ -1824,13 +1829,13 @@ def filled(*arguments):
         return "refused"
 
 
-sizes = torch.randint(2, 12, (7, 2), generator=rng).tolist()
+sizes = torch.randint(2, 12, (5, 2), generator=rng).tolist()
 examples = [("i" * 1 + str(n) * a, "o" * b) for n, (a, b) in enumerate(sizes)]
 kept = list(examples)
 query = examples[3][0]
 for asked in (query, "another"):
-    room = [letters(theirs.build_prompt("Describe.", examples, asked, shots)) for shots in range(7)]
-    for max_tokens in (room[0], room[2] - 1, room[2], room[2] + 1, room[5], room[6], 10_000):
+    room = [letters(theirs.build_prompt("Describe.", examples, asked, shots)) for shots in range(5)]
+    for max_tokens in (room[0], room[2] - 1, room[2] + 1, room[3], 10_000):
         check.equal(
             filled("Describe.", examples, asked, max_tokens, letters),
             theirs.fill_context("Describe.", examples, asked, max_tokens, letters),

@@ -415,22 +415,25 @@ check.close(
     because="A ReLU stands between the two layers: (1, 0, 3) reaches the second. Nothing stands after it: −4 stays.",
 )
 ### BEGIN HIDDEN TESTS
-from autograder.hidden import gradients, inputs, reference
+from autograder.hidden import each, gradients, inputs, reference
 
 theirs = reference("transformer", "block")
 rng = inputs("feed_forward_by_hand")
-mine = FeedForward(4, 7).to(device).double()
-right = theirs.FeedForward(4, 7).to(device).double()
+mine = FeedForward(4, 7).to(device, torch.float64)
+right = theirs.FeedForward(4, 7).to(device, torch.float64)
 weights = {
     name: torch.randn(value.shape, generator=rng, dtype=torch.float64).to(device)
     for name, value in right.state_dict().items()
 }
 set_weights(mine, weights)
 right.load_state_dict(weights)
-for shape in [(4,), (3, 4), (2, 3, 5, 4)]:
-    x = 5 * torch.randn(shape, generator=rng, dtype=torch.float64).to(device)
+cases = [
+    (5 * torch.randn(shape, generator=rng, dtype=torch.float64).to(device),)
+    for shape in [(4,), (3, 4), (2, 3, 5, 4)]
+]
+for (x,), got in zip(cases, each(mine, cases), strict=True):
     check.close(
-        mine(x),
+        got,
         right(x),
         because="FFN(x) = max(0, xW₁ + b₁)W₂ + b₂: the ReLU of 2017 between the layers, both biases, any leading "
         "dimensions.",
@@ -595,12 +598,12 @@ check.close(
     because="The padding changed and a real position moved with it: the mask must reach the attention.",
 )
 ### BEGIN HIDDEN TESTS
-from autograder.hidden import gradients, inputs, reference
+from autograder.hidden import each, gradients, inputs, reference
 
 theirs = reference("transformer", "block")
 rng = inputs("encoder_post_ln")
-mine = EncoderBlock(6, 2, 9).to(device).double()
-right = theirs.EncoderBlock(6, 2, 9).to(device).double()
+mine = EncoderBlock(6, 2, 9).to(device, torch.float64)
+right = theirs.EncoderBlock(6, 2, 9).to(device, torch.float64)
 weights = {
     name: 0.7 * torch.randn(value.shape, generator=rng, dtype=torch.float64).to(device)
     for name, value in right.state_dict().items()
@@ -617,11 +620,15 @@ for length in (1, 4):
     )
     check.close(x, before, because="The block changed its input in place.")
 x = (1.0 + 2.0 * torch.randn(3, 4, 6, generator=rng, dtype=torch.float64)).to(device)
-for shape in [(3, 4, 4), (4, 4), (3, 1, 4)]:
-    may_attend = (torch.rand(shape, generator=rng) < 0.5).to(device)
+cases = [
+    (x, (torch.rand(shape, generator=rng) < 0.5).to(device))
+    for shape in [(3, 4, 4), (4, 4), (3, 1, 4)]
+]
+for _, may_attend in cases:
     may_attend[..., 0] = True
+for (_, may_attend), got in zip(cases, each(mine, cases), strict=True):
     check.close(
-        mine(x, may_attend),
+        got,
         right(x, may_attend),
         because="A mask of shape (batch, length, length), (length, length) or (batch, 1, length) goes to the "
         "attention as it is, True = may attend.",
@@ -629,7 +636,6 @@ for shape in [(3, 4, 4), (4, 4), (3, 1, 4)]:
 # Gradients of the input and of every parameter.
 own, other = x.clone().requires_grad_(), x.clone().requires_grad_()
 pull = torch.randn(3, 4, 6, generator=rng, dtype=torch.float64).to(device)
-mine.zero_grad()
 (mine(own, may_attend) * pull).sum().backward()
 (right(other, may_attend) * pull).sum().backward()
 check.that(own.grad is not None, "No gradient reaches the block's input.")
@@ -668,8 +674,8 @@ from autograder.hidden import gradients, inputs, reference
 
 theirs = reference("transformer", "block")
 rng = inputs("encoder_pre_ln")
-mine = EncoderBlock(6, 3, 7, norm_first=True).to(device).double()
-right = theirs.EncoderBlock(6, 3, 7, norm_first=True).to(device).double()
+mine = EncoderBlock(6, 3, 7, norm_first=True).to(device, torch.float64)
+right = theirs.EncoderBlock(6, 3, 7, norm_first=True).to(device, torch.float64)
 weights = {
     name: 0.7 * torch.randn(value.shape, generator=rng, dtype=torch.float64).to(device)
     for name, value in right.state_dict().items()
@@ -689,7 +695,6 @@ may_attend = (torch.rand(2, 5, 5, generator=rng) < 0.5).to(device)
 may_attend[..., 0] = True
 own, other = x.clone().requires_grad_(), x.clone().requires_grad_()
 pull = torch.randn(2, 5, 6, generator=rng, dtype=torch.float64).to(device)
-mine.zero_grad()
 output, expected = mine(own, may_attend), right(other, may_attend)
 check.close(output, expected, because="In the pre-LN block the mask must reach the attention too.")
 (output * pull).sum().backward()
@@ -809,15 +814,15 @@ for norm_first in (False, True):
         because="Positions 2 and 3 changed and an earlier output moved with them: the decoder attends ahead.",
     )
 ### BEGIN HIDDEN TESTS
-from autograder.hidden import inputs, reference
+from autograder.hidden import each, inputs, reference
 
 theirs = reference("transformer", "block")
 rng = inputs("decoder_causal")
 for norm_first in (False, True):
-    mine = (
-        (DecoderBlock(6, 2, 9, True) if norm_first else DecoderBlock(6, 2, 9)).to(device).double()
+    mine = (DecoderBlock(6, 2, 9, True) if norm_first else DecoderBlock(6, 2, 9)).to(
+        device, torch.float64
     )
-    right = theirs.DecoderBlock(6, 2, 9, norm_first).to(device).double()
+    right = theirs.DecoderBlock(6, 2, 9, norm_first).to(device, torch.float64)
     weights = {
         name: 0.7 * torch.randn(value.shape, generator=rng, dtype=torch.float64).to(device)
         for name, value in right.state_dict().items()
@@ -826,20 +831,23 @@ for norm_first in (False, True):
     right.load_state_dict(weights)
     x = torch.randn(2, 5, 6, generator=rng, dtype=torch.float64).to(device)
     memory = torch.randn(2, 5, 6, generator=rng, dtype=torch.float64).to(device)
-    output = mine(x, memory)
+    # Perturb the future of position `last`, and ask what its output knows of it.
+    cases = [(x, memory), (x[:, :3], memory)]
     for last in range(4):
-        # Perturb the future of position `last`, and ask what its output knows of it.
         changed = x.clone()
         changed[:, last + 1 :] += 2.0 * torch.randn(
             2, 4 - last, 6, generator=rng, dtype=torch.float64
         ).to(device)
+        cases.append((changed, memory))
+    output, short, *others = each(mine, cases)
+    for last, got in enumerate(others):
         check.close(
-            mine(changed, memory)[:, : last + 1],
+            got[:, : last + 1],
             output[:, : last + 1],
             because="A later position changed and an earlier output moved with it: the decoder attends ahead.",
         )
     check.close(
-        mine(x[:, :3], memory),
+        short,
         output[:, :3],
         because="The first positions must come out the same whether or not more follow.",
     )
@@ -878,13 +886,13 @@ check.close(
     because="The second position of the memory is masked: only (10, 20) is left to add.",
 )
 ### BEGIN HIDDEN TESTS
-from autograder.hidden import gradients, inputs, reference
+from autograder.hidden import each, gradients, inputs, reference
 
 theirs = reference("transformer", "block")
 rng = inputs("decoder_cross_attention")
 for norm_first in (False, True):
-    mine = DecoderBlock(6, 3, 7, norm_first).to(device).double()
-    right = theirs.DecoderBlock(6, 3, 7, norm_first).to(device).double()
+    mine = DecoderBlock(6, 3, 7, norm_first).to(device, torch.float64)
+    right = theirs.DecoderBlock(6, 3, 7, norm_first).to(device, torch.float64)
     weights = {
         name: 0.7 * torch.randn(value.shape, generator=rng, dtype=torch.float64).to(device)
         for name, value in right.state_dict().items()
@@ -893,13 +901,18 @@ for norm_first in (False, True):
     right.load_state_dict(weights)
     order = "pre-LN" if norm_first else "post-LN"
     # Equal lengths first, then a source longer and one shorter than the target.
-    for target, source in [(4, 4), (3, 5), (4, 2), (1, 1)]:
-        x = (1.0 + torch.randn(2, target, 6, generator=rng, dtype=torch.float64)).to(device)
-        memory = (1.0 + torch.randn(2, source, 6, generator=rng, dtype=torch.float64)).to(device)
-        before = x.clone(), memory.clone()
+    cases = [
+        tuple(
+            (1.0 + torch.randn(2, length, 6, generator=rng, dtype=torch.float64)).to(device)
+            for length in lengths
+        )
+        for lengths in [(4, 4), (3, 5), (4, 2), (1, 1)]
+    ]
+    kept = [(x.clone(), memory.clone()) for x, memory in cases]
+    for (x, memory), before, got in zip(cases, kept, each(mine, cases), strict=True):
         check.close(
-            mine(x, memory),
-            right(x, memory),
+            got,
+            right(*before),
             because=f"The {order} block is off: causal self-attention (norm1), then cross-attention with queries "
             "from x, keys and values from the memory as it is (norm2), then feed-forward (norm3), each with its sum.",
         )
@@ -911,22 +924,22 @@ for norm_first in (False, True):
         may_attend = (torch.rand(shape, generator=rng) < 0.5).to(device)
         may_attend[..., 1], may_attend[..., 4] = True, False
         expected = right(x, memory, may_attend)
+        changed = memory.clone()
+        changed[:, 4] = 50.0
+        got, of_changed = each(mine, [(x, memory, may_attend), (x, changed, may_attend)])
         check.close(
-            mine(x, memory, may_attend),
+            got,
             expected,
             because=f"The {order} block's memory mask goes to the cross-attention, True = may attend.",
         )
-        changed = memory.clone()
-        changed[:, 4] = 50.0
         check.close(
-            mine(x, changed, may_attend),
+            of_changed,
             expected,
             because="A masked position of the memory changed and the output moved with it.",
         )
     own = [tensor.clone().requires_grad_() for tensor in (x, memory)]
     other = [tensor.clone().requires_grad_() for tensor in (x, memory)]
     pull = torch.randn(2, 3, 6, generator=rng, dtype=torch.float64).to(device)
-    mine.zero_grad()
     (mine(*own, may_attend) * pull).sum().backward()
     (right(*other, may_attend) * pull).sum().backward()
     for which, one, two in zip(("x", "the memory"), own, other, strict=True):
@@ -1087,8 +1100,10 @@ from autograder.hidden import inputs, reference
 theirs = reference("transformer", "block")
 rng = inputs("transformer_embedding")
 for norm_first in (False, True):
-    mine = Transformer(11, 6, 2, 7, num_layers=0, norm_first=norm_first).to(device).double()
-    right = theirs.Transformer(11, 6, 2, 7, num_layers=0, norm_first=norm_first).to(device).double()
+    mine = Transformer(11, 6, 2, 7, num_layers=0, norm_first=norm_first).to(device, torch.float64)
+    right = theirs.Transformer(11, 6, 2, 7, num_layers=0, norm_first=norm_first).to(
+        device, torch.float64
+    )
     weights = {
         name: torch.randn(value.shape, generator=rng, dtype=torch.float64).to(device)
         for name, value in right.state_dict().items()
@@ -1157,12 +1172,14 @@ check.raises(
     because="Two sources for three targets is bad input: say so, and say batch.",
 )
 ### BEGIN HIDDEN TESTS
-from autograder.hidden import inputs, reference
+from autograder.hidden import each, inputs, reference
 
 theirs = reference("transformer", "block")
 rng = inputs("transformer_masks")
 for norm_first, pad_id in [(False, 0), (True, 10)]:
-    mine = Transformer(11, 6, 2, 7, 2, pad_id=pad_id, norm_first=norm_first).to(device).double()
+    mine = Transformer(11, 6, 2, 7, 2, pad_id=pad_id, norm_first=norm_first).to(
+        device, torch.float64
+    )
     right = theirs.Transformer(11, 6, 2, 7, 2, pad_id=pad_id, norm_first=norm_first)
     weights = {
         name: 0.6 * torch.randn(value.shape, generator=rng, dtype=torch.float64).to(device)
@@ -1171,10 +1188,23 @@ for norm_first, pad_id in [(False, 0), (True, 10)]:
     set_weights(mine, weights)
     source = torch.randint(1, 10, (2, 4), generator=rng).to(device)
     target = torch.randint(1, 10, (2, 5), generator=rng).to(device)
-    logits = mine(source, target)
     padded = torch.cat([source, torch.full((2, 3), pad_id, device=device)], dim=1)
+    longer = torch.cat([target, torch.full((2, 2), pad_id, device=device)], dim=1)
+    # Sequences of different lengths in one batch, against each alone.
+    mixed = padded.clone()
+    mixed[1, 2:] = pad_id
+    # Every real token of the source reaches every logit through the cross-attention.
+    other = source.clone()
+    other[:, 3] = 1 + other[:, 3] % 9
+    cases = [(source, target), (padded, target), (source, longer), (mixed, target)]
+    cases += [(source[1:, :2], target[1:]), (other, target)]
+    for last in range(4):
+        changed = target.clone()
+        changed[:, last + 1 :] = 1 + changed[:, last + 1 :] % 9
+        cases.append((source, changed))
+    logits, of_padded, of_longer, in_batch, alone, of_other, *of_changed = each(mine, cases)
     check.close(
-        mine(padded, target),
+        of_padded,
         logits,
         because="Padding at the end of the source changed the logits: it is masked by pad_id in every encoder "
         "block and in every cross-attention.",
@@ -1185,31 +1215,23 @@ for norm_first, pad_id in [(False, 0), (True, 10)]:
         because="Padding at the end of the source changed the memory of real positions.",
     )
     check.close(
-        mine(source, torch.cat([target, torch.full((2, 2), pad_id, device=device)], dim=1))[:, :5],
+        of_longer[:, :5],
         logits,
         because="Padding at the end of the target changed the logits of real positions.",
     )
-    # Sequences of different lengths in one batch, against each alone.
-    mixed = padded.clone()
-    mixed[1, 2:] = pad_id
     check.close(
-        mine(mixed, target)[1:],
-        mine(source[1:, :2], target[1:]),
+        in_batch[1:],
+        alone,
         because="A sequence's logits changed with the company it keeps in the batch.",
     )
-    for last in range(4):
-        changed = target.clone()
-        changed[:, last + 1 :] = 1 + changed[:, last + 1 :] % 9
+    for last, got in enumerate(of_changed):
         check.close(
-            mine(source, changed)[:, : last + 1],
+            got[:, : last + 1],
             logits[:, : last + 1],
             because="A later target token changed and an earlier prediction moved with it.",
         )
-    # Every real token of the source reaches every logit through the cross-attention.
-    changed = source.clone()
-    changed[:, 3] = 1 + changed[:, 3] % 9
     check.that(
-        bool(((mine(changed, target) - logits).detach().abs().amax(dim=-1) > 1e-8).all()),
+        bool(((of_other - logits).detach().abs().amax(dim=-1) > 1e-8).all()),
         "The last source token changed and some position's logits did not: every target position may see all of the "
         "source.",
     )
@@ -1246,8 +1268,10 @@ from autograder.hidden import gradients, inputs, reference
 theirs = reference("transformer", "block")
 rng = inputs("transformer_logits")
 for norm_first in (False, True):
-    mine = Transformer(11, 6, 2, 7, num_layers=2, norm_first=norm_first).to(device).double()
-    right = theirs.Transformer(11, 6, 2, 7, num_layers=2, norm_first=norm_first).to(device).double()
+    mine = Transformer(11, 6, 2, 7, num_layers=2, norm_first=norm_first).to(device, torch.float64)
+    right = theirs.Transformer(11, 6, 2, 7, num_layers=2, norm_first=norm_first).to(
+        device, torch.float64
+    )
     weights = {
         name: 0.6 * torch.randn(value.shape, generator=rng, dtype=torch.float64).to(device)
         for name, value in right.state_dict().items()
@@ -1284,7 +1308,6 @@ for norm_first in (False, True):
         because=f"The logits of the {order} model are off although encode and decode agree alone.",
     )
     pull = torch.randn(3, 4, 11, generator=rng, dtype=torch.float64).to(device)
-    mine.zero_grad()
     (mine(source, target) * pull).sum().backward()
     (right(source, target) * pull).sum().backward()
     mine_gradients, right_gradients = gradients(mine), gradients(right)

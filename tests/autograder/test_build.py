@@ -5,6 +5,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from autograder import build
 from autograder.source import BEGIN_HIDDEN, BEGIN_SOLUTION, ROOT, exercise_paths, read_exercise
@@ -167,3 +168,75 @@ def test_what_somebody_wrote_into_a_released_notebook_is_kept(tmp_path, monkeypa
         "own.ipynb": "a learner's notebook",
     }
     assert "one-mine-1.ipynb" in capsys.readouterr().out
+
+
+# -- what a gradebook is told of the exercises --------------------------------------------------------------
+
+
+@pytest.fixture
+def told(tmp_path):
+    """The URL of a new gradebook that knows the exercises."""
+    url = f"sqlite:///{tmp_path}/gradebook.db"
+    assert build.register(url) == sorted({e.era for e in EXERCISES})
+    return url
+
+
+@pytest.fixture
+def by_nbgrader(monkeypatch):
+    """The eras that nbgrader tells a gradebook of, instead of its doing so."""
+    eras = []
+    monkeypatch.setattr(
+        build, "_generate", lambda config, **_: eras.append(config.CourseDirectory.assignment_id)
+    )
+    return eras
+
+
+def run(url, statement):
+    with create_engine(url).begin() as connection:
+        found = connection.execute(text(statement))
+        return sorted(map(tuple, found)) if found.returns_rows else None
+
+
+def cells(url):
+    return run(
+        url,
+        "SELECT a.name, n.name, b.name, b.type, g.max_score, g.cell_type, s.source FROM base_cell b "
+        "JOIN notebook n ON b.notebook_id = n.id JOIN assignment a ON n.assignment_id = a.id "
+        "LEFT JOIN grade_cells g ON g.id = b.id LEFT JOIN source_cell s ON s.id = b.id ORDER BY 1, 2, 3, 4",
+    )
+
+
+def test_a_new_gradebook_knows_every_cell_with_its_points(told):
+    points = {(era, name, cell): points for era, name, cell, _, points, *_ in cells(told) if points}
+    assert points == {
+        (e.era, e.name, cell.name): cell.points
+        for e in EXERCISES
+        for cell in e.cells
+        if cell.points
+    }
+
+
+@pytest.mark.slow
+def test_a_new_gradebook_is_the_one_that_nbgrader_makes(told, tmp_path):
+    url = f"sqlite:///{tmp_path}/other.db"
+    (tmp_path / "other.db").touch()
+    build.register(url)
+    assert cells(url) == cells(told)
+
+
+def test_a_gradebook_that_knows_the_exercises_is_not_told_again(told, by_nbgrader):
+    build.register(told)
+    assert by_nbgrader == []
+
+
+def test_a_gradebook_is_told_again_when_an_exercise_has_changed(told, by_nbgrader, monkeypatch):
+    monkeypatch.setattr(build, "_digest_of_sources", lambda: "changed")
+    eras = build.register(told)
+    assert by_nbgrader == eras
+    build.register(told)
+    assert by_nbgrader == eras
+
+
+def test_a_gradebook_is_told_again_of_an_era_that_somebody_removed(told, by_nbgrader):
+    run(told, "DELETE FROM assignment WHERE name = 'transformer'")
+    assert build.register(told) == by_nbgrader

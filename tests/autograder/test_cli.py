@@ -17,6 +17,8 @@ FOUND = [
     score("ada", "first_era", "another_name", 2.5),
     score("ada", "second_era", "three", 10.0, late=60.0),
     score("[bold]bo", "first_era", "a_long_name", 1.0),
+    score("[bold]bo", "first_era", "another_name", 0.0),  # not handed in
+    score("Zed", "first_era", "a_long_name", 0.0),
 ]
 
 
@@ -25,6 +27,9 @@ def shown(monkeypatch, tmp_path):
     def show(width):
         monkeypatch.setattr(cli, "console", Console(width=width, highlight=False))
         monkeypatch.setattr(classes, "scores", lambda url: FOUND)
+        handed_in = tmp_path / "autograded" / "Zed" / "first_era" / "a_long_name.ipynb"
+        handed_in.parent.mkdir(parents=True, exist_ok=True)
+        handed_in.touch()
         with cli.console.capture() as said:
             cli.show_scores(ClassFolder(tmp_path))
         return said.get()
@@ -42,6 +47,7 @@ def test_each_exercise_has_a_column_where_there_is_room(shown):
     assert "a_long_name" in table and "first_era" not in table
     assert row(table, "ada") == ["ada (late)", "7", "2.5", "10"]
     assert row(table, "bo") == ["[bold]bo", "1", "–", "–"]
+    assert row(table, "Zed") == ["Zed", "0", "–", "3"]
 
 
 def test_each_era_has_a_column_where_there_is_none(shown):

@@ -2,12 +2,11 @@
 
 import itertools
 import os
-import shutil
 
 import pytest
 
 from autograder import engine, pool, sandbox
-from autograder.engine import CACHE, Engine, default
+from autograder.engine import default
 from autograder.loader import find_exercise
 from autograder.misconceptions import misconceptions, wrong_part
 from autograder.pool import Job, grade_all
@@ -50,18 +49,6 @@ def said(result):
     }
 
 
-@pytest.fixture
-def fresh(tmp_path):
-    """An engine that knows no result, but what the exercises are prepared with."""
-    for exercise in EXERCISES:
-        default().prepare(exercise)
-    for path in CACHE.glob("*.prepared"):
-        shutil.copyfile(path, tmp_path / path.name)
-    grader = Engine(cache=tmp_path)
-    yield grader
-    grader.close()
-
-
 def forget(grader):
     for path in grader.cache.glob("*.json"):
         path.unlink()
@@ -75,6 +62,7 @@ def test_a_hundred_times_the_same(fresh):
         assert said(fresh.grade(ATTENTION, notebook)) == first[number % len(few)]
 
 
+@pytest.mark.of_exercise
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda m: "-".join(m.values()))
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.name)
 def test_the_same_on_other_processors_and_with_other_threads(exercise, machine, fresh, monkeypatch):

@@ -6,12 +6,9 @@ from autograder.engine import default
 from autograder.misconceptions import misconceptions, wrong_part
 from autograder.sample_class.styles import styles
 from autograder.source import BEGIN_HIDDEN, exercise_paths, read_exercise
+from tests.unchanged import named
 
 EXERCISES = [read_exercise(path) for path in exercise_paths()]
-
-
-def named(exercise):
-    return f"{exercise.era}/{exercise.name}"
 
 
 def graded(exercise, replaced):
@@ -35,6 +32,7 @@ def test_the_reference_gets_full_marks(exercise):
 STYLES = [(e, s, parts) for e in EXERCISES for s, parts in styles(e).items()]
 
 
+@pytest.mark.of_exercise
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "exercise, style, parts", STYLES, ids=[f"{named(e)}-{s}" for e, s, _ in STYLES]
@@ -46,6 +44,7 @@ def test_a_right_answer_in_another_style_gets_full_marks(exercise, style, parts)
 MISTAKES = [(e, m) for e in EXERCISES for m in misconceptions(e.era, e.name)]
 
 
+@pytest.mark.of_exercise
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "exercise, mistake", MISTAKES, ids=[f"{named(e)}-{m.name}" for e, m in MISTAKES]
@@ -70,6 +69,7 @@ def test_a_blank_notebook_gets_nothing_and_is_told_so(exercise):
     }
 
 
+@pytest.mark.of_exercise
 @pytest.mark.parametrize("exercise", EXERCISES, ids=named)
 def test_no_message_holds_a_line_of_a_hidden_test(exercise):
     hidden = {

@@ -11,6 +11,7 @@ from base64 import b64encode
 
 import pytest
 from conftest import ROOT, build, write_sample
+from jupyter_cache.executors.base import ExecutorRunResult
 
 sys.path[:0] = [str(ROOT / "book" / "assets"), str(ROOT / "book" / "extensions")]
 
@@ -97,6 +98,28 @@ def test_results_are_forgotten_when_what_pages_use_changes(tmp_path):
     (tmp_path / "lab" / "models.py").write_text("a = 2\n")
     execute.forget_stale_results(cache, tmp_path)
     assert not (cache / "result").exists()
+
+
+class Executor:
+    """Runs pages as it is told: a list of results for each page, one for each try."""
+
+    def __init__(self, **outcomes):
+        self.outcomes = outcomes
+
+    def run_and_cache(self, filter_uris, timeout):
+        result = ExecutorRunResult()
+        for page in filter_uris:
+            getattr(result, self.outcomes[page].pop(0)).append(page)
+        return result
+
+
+def test_a_page_whose_kernel_did_not_start_is_tried_once_more():
+    executor = Executor(
+        a=["succeeded"], b=["errored", "succeeded"], c=["errored", "errored"], d=["excepted"]
+    )
+    succeeded, failed = execute.run(executor, ["a", "b", "c", "d"], timeout=1)
+    assert (succeeded, failed) == (["a", "b"], ["d", "c"])
+    assert not any(executor.outcomes.values())
 
 
 @pytest.fixture

@@ -487,6 +487,86 @@ def test_overoptimisation_moves_by_keyboard_and_says_so(elements):
     assert cells == ["where ? Right is rome.", "i friend", "wrong", "−0.10"]
 
 
+def test_open_models_move_by_keyboard_in_order_of_time_and_say_so(elements):
+    figure = elements.locator('[data-figure="open_models"]')
+    state, slider = figure.locator("[aria-live]"), figure.get_by_role("slider")
+    # The data come in another order.
+    assert state.text_content() == (
+        "M00, quarter 0: 1 billion parameters; context of 1,024 tokens. "
+        "Licence: Apache 2.0 (for any purpose). No model here is its base."
+    )
+    slider.focus()
+    for _ in range(9):
+        elements.keyboard.press("ArrowRight")
+    assert slider.get_attribute("aria-valuetext") == "M09 (10 of 20)"
+    assert "10 billion parameters, 2.5 billion of them used for a token" in state.text_content()
+    assert "Trained further from M05. Trained further to M12." in state.text_content()
+    assert state.text_content().endswith("Its training data is public: a set.")
+    assert "10 of them are larger" in figure.get_by_role("img").get_attribute("aria-label")
+    # Of the licence chosen there is one; the slider goes to it, and comes back with it.
+    licence = figure.get_by_role("combobox")
+    licence.select_option("not commercial")
+    assert slider.get_attribute("aria-valuetext") == "M05 (1 of 1)"
+    assert "Licence: research only (not commercial)." in state.text_content()
+    licence.select_option("all")
+    assert slider.get_attribute("aria-valuetext") == "M05 (6 of 20)"
+    slider.focus()
+    elements.keyboard.press("End")
+    assert slider.get_attribute("aria-valuetext") == "M19 (20 of 20)"
+
+
+def test_a_licence_that_no_open_model_has_cannot_be_chosen(elements):
+    figure = elements.locator('[data-figure="open_models"]')
+    assert figure.locator("option", has_text="with conditions").is_disabled()
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(340e6, "340 million"), (6.74e9, "6.74 billion"), (405e9, "405 billion")]
+)
+def test_open_models_say_sizes_in_three_digits(elements, count, text):
+    assert call(elements, "open_models", "size", count) == text
+
+
+def test_open_models_family_goes_back_to_the_first(elements):
+    models = [{"name": "a"}, {"name": "b", "from": "a"}, {"name": "c", "from": "b"}]
+    assert call(elements, "open_models", "family", models, "c") == {
+        "before": ["b", "a"],
+        "after": [],
+    }
+    assert call(elements, "open_models", "family", models, "a") == {"before": [], "after": ["b"]}
+
+
+def test_an_adapter_is_turned_by_keyboard_and_says_so(elements):
+    figure = elements.locator('[data-figure="adapter"]')
+    state = figure.locator("[aria-live]")
+    rank, alpha = figure.get_by_role("slider").all()
+    assert rank.get_attribute("aria-valuetext") == "4, 12 % trained"
+    assert state.text_content() == (
+        "r = 4, α = 4, α / r = 1. The change has the size that fine-tuning gave it. "
+        "Loss 1.00 (fine-tuned 0.90), gold reward +1.00."
+    )
+    alpha.focus()
+    elements.keyboard.press("ArrowRight")
+    assert "α / r = 2. The change has 2 times the size" in state.text_content()
+    rank.focus()
+    elements.keyboard.press("Home")
+    assert "r = 1, α = 8, α / r = 8." in state.text_content()
+    assert "Loss 8.00 (fine-tuned 0.90), gold reward −6.00." in state.text_content()
+    cells = figure.locator("tbody tr").first.locator("th, td").all_text_contents()
+    assert cells == ["where ?", "rank 1", "right"]
+    assert "Loss 8.00" in figure.get_by_role("img").get_attribute("aria-label")
+    alpha.focus()
+    elements.keyboard.press("Home")
+    assert "α / r = 0. The matrices are those of the base." in state.text_content()
+
+
+@pytest.mark.parametrize(
+    ("alpha", "r", "text"), [(8, 1, "8"), (4, 4, "1"), (1, 4, "1/4"), (0, 2, "0")]
+)
+def test_an_adapter_says_its_scale_as_one_reads_it(elements, alpha, r, text):
+    assert call(elements, "adapter", "scale", alpha, r) == text
+
+
 def visible_frames(stepper):
     return [f for f in stepper.locator("figure").all() if f.is_visible()]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from urllib.parse import unquote, urldefrag
 
@@ -16,21 +17,85 @@ SCHEMES = ("light", "dark")
 SHORTEST_ALT = 30
 
 
-@pytest.fixture(params=["book", "sample"])
+@pytest.fixture(params=["book", "sample"], scope="module")
 def published(request):
     """Each test runs on the book, and on the sample book, which has every element."""
     return request.getfixturevalue("site" if request.param == "book" else "sample")
 
 
-def watch(page) -> list[str]:
-    """Collect the page's complaints."""
-    problems = []
+@dataclass
+class Visit:
+    """What a page was found to be.
+
+    Attributes:
+        problems: what it complained of, and what it asked for elsewhere or in vain.
+        weights: the gzipped bytes of each address it asked for, with nothing in the browser's cache.
+        text: its document once everything stands.
+        violations: what axe finds, by scheme and width.
+        kept: how many rules axe finds kept, by scheme and width.
+        width: of the document on a phone.
+        alts: each picture's text alternative, with how its element begins.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    weights: dict[str, int] = field(default_factory=dict)
+    text: str = ""
+    violations: dict[tuple[str, int], list] = field(default_factory=dict)
+    kept: dict[tuple[str, int], int] = field(default_factory=dict)
+    width: int = 0
+    alts: list[tuple[str, str]] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def visits(published, browser):
+    """Every page, opened once in each scheme and width, and asked everything then."""
+    found = {name: Visit() for name in published.pages}
+    for scheme in SCHEMES:
+        for width in WIDTHS:
+            size = {"width": width, "height": 900}
+            for name, visit in found.items():
+                # A new context for each page: its cache is empty.
+                with browser.new_context(color_scheme=scheme, viewport=size) as context:
+                    look_around(context.new_page(), published.url, name, (scheme, width), visit)
+    return found
+
+
+def look_around(page, root: str, name: str, how: tuple[str, int], visit: Visit) -> None:
+    """Open a page in a scheme and a width, and note what there is to see."""
+    problems, responses = [], []
+    watch(page, root, problems)
+    page.on("response", lambda response: responses.append(response))  # a builtin is refused
+    settle(page, root + name)
+    visit.problems += problems  # a copy: axe asks for things that are not there
+    visit.weights = {r.url: len(gzip.compress(r.body(), 6)) for r in responses if r.ok}
+    visit.text = page.content()
+    visit.alts = page.evaluate(ALTS)
+    if how[1] == WIDTHS[-1]:
+        visit.width = max(visit.width, page.evaluate("document.documentElement.scrollWidth"))
+    result = Axe().run(page).response
+    visit.kept[how] = len(result["passes"])
+    visit.violations[how] = [
+        (violation["id"], [node["html"][:200] for node in violation["nodes"][:3]])
+        for violation in result["violations"]
+    ]
+
+
+def watch(page, root: str, problems: list[str]) -> None:
+    """Collect the page's complaints, and what it asks for outside of ``root`` or in vain."""
     page.on("pageerror", lambda error: problems.append(f"page error: {error}"))
     page.on(
         "console",
         lambda message: problems.append(message.text) if message.type == "error" else None,
     )
-    return problems
+    page.on(
+        "request",
+        lambda request: (
+            problems.append(f"asks for {request.url}")
+            if not request.url.startswith((root, "data:", "blob:"))
+            else None
+        ),
+    )
+    page.on("requestfailed", lambda request: problems.append(f"no answer from {request.url}"))
 
 
 def settle(page, url: str) -> None:
@@ -41,85 +106,50 @@ def settle(page, url: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["http", "file"])
-def test_asks_nobody_outside_and_complains_of_nothing(published, browser, scheme):
-    root = published.url if scheme == "http" else published.folder.as_uri() + "/"
-    found = {}
+def test_asks_nobody_outside_and_complains_of_nothing(visits):
+    assert not {name: visit.problems for name, visit in visits.items() if visit.problems}
+
+
+@pytest.mark.slow
+def test_opened_as_a_file_it_asks_nobody_outside_and_complains_of_nothing(published, browser):
+    root = published.folder.as_uri() + "/"
+    found = {name: [] for name in published.pages}
     with browser.new_context() as context:
-        for name in published.pages:
+        for name, problems in found.items():
             page = context.new_page()
-            problems = watch(page)
-            page.on(
-                "request",
-                lambda request, problems=problems: (
-                    problems.append(f"asks for {request.url}")
-                    if not request.url.startswith((root, "data:", "blob:"))
-                    else None
-                ),
-            )
-            page.on(
-                "requestfailed",
-                lambda request, problems=problems: problems.append(f"no answer from {request.url}"),
-            )
+            watch(page, root, problems)
             settle(page, root + name)
-            if problems:
-                found[name] = problems
             page.close()
-    assert not found
+    assert not {name: problems for name, problems in found.items() if problems}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_axe_finds_no_violation(published, browser, scheme, width):
-    found = {}
-    with browser.new_context(
-        color_scheme=scheme, viewport={"width": width, "height": 900}
-    ) as context:
-        for name in published.pages:
-            page = context.new_page()
-            settle(page, published.url + name)
-            result = Axe().run(page).response
-            assert len(result["passes"]) > 10, f"axe saw nothing on {name}"
-            for violation in result["violations"]:
-                nodes = [node["html"][:200] for node in violation["nodes"][:3]]
-                found.setdefault(name, []).append((violation["id"], nodes))
-            page.close()
-    assert not found
+def test_axe_finds_no_violation(visits, scheme, width):
+    blind = [name for name, visit in visits.items() if visit.kept[scheme, width] <= 10]
+    assert not blind, f"axe saw nothing on {blind}"
+    found = {name: visit.violations[scheme, width] for name, visit in visits.items()}
+    assert not {name: violations for name, violations in found.items() if violations}
 
 
 @pytest.mark.slow
-def test_fits_a_phone(published, browser):
-    found = {}
-    with browser.new_context(viewport={"width": 390, "height": 900}) as context:
-        page = context.new_page()
-        for name in published.pages:
-            settle(page, published.url + name)
-            width = page.evaluate("document.documentElement.scrollWidth")
-            if width > 390:
-                found[name] = width
-    assert not found
+def test_fits_a_phone(visits):
+    assert not {name: visit.width for name, visit in visits.items() if visit.width > WIDTHS[-1]}
 
 
 @pytest.mark.slow
-def test_weighs_no_more_than_its_class_allows(published, browser, record_property):
+def test_weighs_no_more_than_its_class_allows(visits, record_property):
     too_heavy, weights = {}, {}
-    for name in published.pages:
-        responses = []
-        with browser.new_context() as context:  # a new one for each page: a cold cache
-            page = context.new_page()
-            page.on("response", lambda response, seen=responses: seen.append(response))
-            settle(page, published.url + name)
-            sizes = {r.url: len(gzip.compress(r.body(), 6)) for r in responses if r.ok}
-            text = page.content()
-        if "application/vnd.jupyter.widget" in text or "course-stepper" in text:
+    for name, visit in visits.items():
+        if "application/vnd.jupyter.widget" in visit.text or "course-stepper" in visit.text:
             kind = "widgets"
         else:
-            kind = "mathematics" if any("mathjax" in url for url in sizes) else "text"
-        weights[name] = (kind, sum(sizes.values()))
+            kind = "mathematics" if any("mathjax" in url for url in visit.weights) else "text"
+        weights[name] = (kind, sum(visit.weights.values()))
         if weights[name][1] > BUDGETS[kind]:
-            largest = sorted(((size, url) for url, size in sizes.items()), reverse=True)[:5]
-            too_heavy[name] = (*weights[name], largest)
+            largest = sorted(((size, url) for url, size in visit.weights.items()), reverse=True)
+            too_heavy[name] = (*weights[name], largest[:5])
     record_property("weights", weights)
     print("\n".join(f"{size:>9,} {kind:<12} {name}" for name, (kind, size) in weights.items()))
     assert not too_heavy
@@ -133,15 +163,12 @@ ALTS = """() => [...document.querySelectorAll("article img, article svg, article
 
 
 @pytest.mark.slow
-def test_every_figure_says_what_it_shows(published, browser):
+def test_every_figure_says_what_it_shows(visits):
     found = {}
-    with browser.new_context() as context:
-        page = context.new_page()
-        for name in published.pages:
-            settle(page, published.url + name)
-            for alt, start in page.evaluate(ALTS):
-                if len(alt.strip()) < SHORTEST_ALT or FILE_NAME.fullmatch(alt.strip()):
-                    found.setdefault(name, []).append((alt, start))
+    for name, visit in visits.items():
+        for alt, start in visit.alts:
+            if len(alt.strip()) < SHORTEST_ALT or FILE_NAME.fullmatch(alt.strip()):
+                found.setdefault(name, []).append((alt, start))
     assert not found
 
 

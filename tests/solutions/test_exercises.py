@@ -8,12 +8,9 @@ from autograder.misconceptions import misconceptions, wrong_part
 from autograder.sample_class.styles import styles
 from autograder.source import exercise_paths, read_exercise
 from lab.check import CheckFailed
+from tests.unchanged import named
 
 EXERCISES = [read_exercise(path) for path in exercise_paths()]
-
-
-def named(exercise):
-    return f"{exercise.era}/{exercise.name}"
 
 
 def failing_tests(exercise, replaced=None, part=None):
@@ -68,6 +65,7 @@ def test_size_is_that_of_the_house(exercise):
 MISTAKES = [(e, m) for e in EXERCISES for m in misconceptions(e.era, e.name)]
 
 
+@pytest.mark.of_exercise
 @pytest.mark.parametrize(
     "exercise, mistake", MISTAKES, ids=[f"{named(e)}-{m.name}" for e, m in MISTAKES]
 )
@@ -84,6 +82,7 @@ def test_misconception_loses_points_in_its_part(exercise, mistake):
 STYLES = [(e, s, parts) for e in EXERCISES for s, parts in styles(e).items()]
 
 
+@pytest.mark.of_exercise
 @pytest.mark.parametrize(
     "exercise, style, parts", STYLES, ids=[f"{named(e)}-{s}" for e, s, _ in STYLES]
 )

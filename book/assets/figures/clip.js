@@ -1,7 +1,7 @@
 // PPO's clipped objective for one token (Schulman 2017, Eq. 7), as a function of the ratio and the advantage.
 // Data: {} or {ratio, advantage, epsilon}, where to begin.
 
-import { make, slider, shape } from "./parts.js";
+import { make, slider, shape, write } from "./parts.js";
 
 // The objective, its two candidates, and its slope in the ratio.
 export function objective(ratio, advantage, epsilon) {
@@ -77,10 +77,6 @@ function plot(svg, { ratio, advantage, epsilon }, at) {
   const bounds = advantage < 0 ? [-largest, 0.25 * largest] : [-0.25 * largest, largest];
   const x = (r) => BOX.left + ((r - low) / (high - low)) * (BOX.width - BOX.left - BOX.right);
   const y = (v) => BOX.top + ((bounds[1] - v) / (bounds[1] - bounds[0])) * (BOX.height - BOX.top - BOX.bottom);
-  const write = (textContent, [a, b], anchor) => {
-    const node = shape(svg, "text", { x: a, y: b, "text-anchor": anchor, "font-size": 12, fill: "currentColor" });
-    node.textContent = textContent;
-  };
   const curve = (key, attributes) => {
     const ratios = [low, 1 - epsilon, 1 + epsilon, high];
     const points = ratios.map((r) => `${x(r).toFixed(1)},${y(objective(r, advantage, epsilon)[key]).toFixed(1)}`);
@@ -91,9 +87,9 @@ function plot(svg, { ratio, advantage, epsilon }, at) {
     fill: "currentColor", "fill-opacity": 0.08,
   });
   shape(svg, "path", { d: `M${x(low)},${y(0)}H${x(high)}`, stroke: "currentColor", "stroke-opacity": 0.5 });
-  for (const r of [0, 0.5, 1, 1.5, 2]) write(String(r), [x(r), BOX.height - BOX.bottom + 18], "middle");
-  write("ratio r", [x(1), BOX.height - 4], "middle");
-  for (const v of [bounds[0], 0, bounds[1]]) write(number(v), [BOX.left - 6, y(v) + 4], "end");
+  for (const r of [0, 0.5, 1, 1.5, 2]) write(svg, String(r), [x(r), BOX.height - BOX.bottom + 18], "middle");
+  write(svg, "ratio r", [x(1), BOX.height - 4], "middle");
+  for (const v of [bounds[0], 0, bounds[1]]) write(svg, number(v), [BOX.left - 6, y(v) + 4], "end");
   curve("value", { "stroke-width": 5, stroke: "var(--bar)", "stroke-opacity": 0.75 });
   curve("plain", { "stroke-width": 1.5, "stroke-dasharray": "6 4" });
   curve("clipped", { "stroke-width": 1.5, "stroke-dasharray": "1.5 3" });

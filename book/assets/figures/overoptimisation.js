@@ -2,7 +2,7 @@
 // Data: {questions: [{text, truth}, …], methods: [name, …], seeds: [n, …], runs: [[[{step, kl, reward, gold, right,
 // refusals, said: [[text, verdict, gold], …]}, …], …], …]}: runs[method][seed][point], `said` follows `questions`.
 
-import { make, around, line, slider, shape, percent, signed } from "./parts.js";
+import { make, around, line, slider, shape, percent, signed, head, write } from "./parts.js";
 
 // How far both rewards have come from the first point.
 export function gains(points) {
@@ -76,10 +76,6 @@ export function mount(figure, { questions, methods, seeds, runs }) {
   draw();
 }
 
-function head(name, scope) {
-  return Object.assign(make("th", "", name), { scope });
-}
-
 function plot(svg, scale, points, chosen) {
   svg.replaceChildren();
   const own = gains(points);
@@ -88,15 +84,11 @@ function plot(svg, scale, points, chosen) {
   const far = Math.max(1, ...scale.map(({ kl }) => kl));
   const x = (kl) => BOX.left + (kl / far) * (BOX.width - BOX.left - BOX.right);
   const y = (v) => BOX.top + ((high - v) / (high - low)) * (BOX.height - BOX.top - BOX.bottom);
-  const write = (textContent, [a, b], anchor) => {
-    const node = shape(svg, "text", { x: a, y: b, "text-anchor": anchor, "font-size": 12, fill: "currentColor" });
-    node.textContent = textContent;
-  };
   shape(svg, "path", { d: `M${x(0)},${y(0)}H${x(far)}`, stroke: "currentColor", "stroke-opacity": 0.5 });
   const every = far > 12 ? 5 : far > 4 ? 2 : far > 1.5 ? 1 : 0.2;
-  for (let k = 0; k <= far + 1e-9; k += every) write(String(Number(k.toFixed(1))), [x(k), BOX.height - BOX.bottom + 18], "middle");
-  write("divergence, nats", [(x(0) + x(far)) / 2, BOX.height - 4], "middle");
-  for (let v = Math.ceil(low); v <= high; v += 1) write(String(v).replace("-", "−"), [BOX.left - 8, y(v) + 4], "end");
+  for (let k = 0; k <= far + 1e-9; k += every) write(svg, String(Number(k.toFixed(1))), [x(k), BOX.height - BOX.bottom + 18], "middle");
+  write(svg, "divergence, nats", [(x(0) + x(far)) / 2, BOX.height - 4], "middle");
+  for (let v = Math.ceil(low); v <= high; v += 1) write(svg, String(v).replace("-", "−"), [BOX.left - 8, y(v) + 4], "end");
   const last = own.length - 1;
   const close = Math.abs(y(own[last].reward) - y(own[last].gold)) < 14;
   for (const [key, name, dash] of [["reward", "learnt", "5 4"], ["gold", "gold", "none"]]) {
@@ -105,6 +97,6 @@ function plot(svg, scale, points, chosen) {
     shape(svg, "polyline", { points: path, fill: "none", stroke, "stroke-width": 2, "stroke-dasharray": dash });
     shape(svg, "circle", { cx: x(points[chosen].kl), cy: y(own[chosen][key]), r: 6, fill: "none", stroke: "var(--mark, #d55e00)", "stroke-width": 3 });
     const higher = key === "gold" ? own[last].gold > own[last].reward : own[last].reward >= own[last].gold;
-    write(name, [x(points[last].kl) + 10, y(own[last][key]) + (close ? (higher ? -4 : 12) : 4)], "start");
+    write(svg, name, [x(points[last].kl) + 10, y(own[last][key]) + (close ? (higher ? -4 : 12) : 4)], "start");
   }
 }

@@ -35,6 +35,16 @@ export function shape(parent, tag, attributes) {
   return node;
 }
 
+// Words in a picture.
+export function write(svg, textContent, [x, y], anchor = "middle") {
+  shape(svg, "text", { x, y, "text-anchor": anchor, "font-size": 12, fill: "currentColor" }).textContent = textContent;
+}
+
+// The cell that names a table's row or column: `scope` is "row" or "col".
+export function head(textContent, scope) {
+  return Object.assign(make("th", "", textContent), { scope });
+}
+
 // A token's spaces and line ends, to be seen.
 export function visible(token) {
   return token.replace(/ /g, "␣").replace(/\n/g, "⏎");

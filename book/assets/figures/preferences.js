@@ -3,7 +3,7 @@
 // truth, answers: [{text, f: [value of each feature, …], gold}, …]}, …], fresh: [[[f, gold], …], …]}: `fresh` holds many
 // answers to each of some other questions, the same number to each.
 
-import { make, around, shape, percent, signed } from "./parts.js";
+import { make, around, shape, percent, signed, write } from "./parts.js";
 
 const SPREAD = 2; // standard deviation of the normal prior on every weight
 
@@ -207,14 +207,10 @@ function plot(svg, tried, gains) {
   const [low, high] = [Math.min(-0.5, ...values), Math.max(1, ...values)];
   const x = (i) => BOX.left + (i / (tried.length - 1)) * (BOX.width - BOX.left - BOX.right);
   const y = (v) => BOX.top + ((high - v) / (high - low)) * (BOX.height - BOX.top - BOX.bottom);
-  const write = (textContent, at, anchor) => {
-    const node = shape(svg, "text", { x: at[0], y: at[1], "text-anchor": anchor, "font-size": 12, fill: "currentColor" });
-    node.textContent = textContent;
-  };
   shape(svg, "path", { d: `M${x(0)},${y(0)}H${x(tried.length - 1)}`, stroke: "currentColor", "stroke-opacity": 0.5 });
-  tried.forEach((n, i) => write(String(n), [x(i), BOX.height - BOX.bottom + 18], "middle"));
-  write("best of n", [(x(0) + x(tried.length - 1)) / 2, BOX.height - 4], "middle");
-  for (let v = Math.ceil(low); v <= high; v += 1) write(String(v).replace("-", "−"), [BOX.left - 8, y(v) + 4], "end");
+  tried.forEach((n, i) => write(svg, String(n), [x(i), BOX.height - BOX.bottom + 18], "middle"));
+  write(svg, "best of n", [(x(0) + x(tried.length - 1)) / 2, BOX.height - 4], "middle");
+  for (let v = Math.ceil(low); v <= high; v += 1) write(svg, String(v).replace("-", "−"), [BOX.left - 8, y(v) + 4], "end");
   const last = gains.length - 1;
   const close = Math.abs(y(gains[last].reward) - y(gains[last].gold)) < 14;
   for (const [key, dash] of [["reward", "5 4"], ["gold", "none"]]) {
@@ -222,7 +218,7 @@ function plot(svg, tried, gains) {
     shape(svg, "polyline", { points, fill: "none", stroke: key === "gold" ? "var(--bar)" : "currentColor", "stroke-width": 2.5, "stroke-dasharray": dash });
     const lower = key === "gold" ? gains[last].gold <= gains[last].reward : gains[last].reward < gains[last].gold;
     const shift = close ? (lower ? 11 : -3) : 4;
-    write(key === "gold" ? "gold" : "learnt", [x(last) + 8, y(gains[last][key]) + shift], "start");
+    write(svg, key === "gold" ? "gold" : "learnt", [x(last) + 8, y(gains[last][key]) + shift], "start");
   }
 }
 
