@@ -1112,7 +1112,7 @@ try:
 except ValueError:
     check.that(
         False,
-        "A stream was refused that follows the rules: segments may be empty, there may be none, and padding may follow.",
+        "A stream was refused that follows the rules. Segments may be empty, there may be none, padding may follow.",
     )
 for right, found in zip(expected, answers, strict=True):
     check.equal(
