@@ -2,9 +2,9 @@
 # # Omni: text, pictures and sound in one stream of tokens
 #
 # On 13 May 2024 OpenAI showed GPT-4o, where the *o* stands for *omni*: one network that reads text, pictures and sound
-# and answers in text, pictures and sound. How it does so was not published. Four days later a paper of Meta described
-# one open way (Chameleon Team 2024): make tokens of everything, put them into one stream, and train a Transformer to
-# predict the next token. A picture of 512 × 512 pixels is there 1,024 tokens out of 8,192. You build the whole way for
+# and answers in text, pictures and sound. How it does so was not published. In the same week a paper of Meta described
+# an open way for text and pictures (Chameleon Team 2024): make tokens of everything, put them into one stream, and
+# train a Transformer to predict the next token. A picture of 512 × 512 pixels is there 1,024 tokens out of 8,192. You build the whole way for
 # a small world: the name of a digit, its picture, and the tone of its key on a telephone. In the end one model turns
 # each of the three into each other.
 #
@@ -1464,7 +1464,7 @@ from lab.models import CausalTransformer
 
 WIDTH, LAYERS, STEPS, BATCH = (128, 4, 3000, 192) if device.type == "cuda" else (64, 2, 900, 48)
 SEEDS, RATE, TEMPERATURE = (0, 1, 2), 3e-3, 0.5
-CODES, D_CODE, HIDDEN, TOKENIZER_STEPS = 128, 8, 64, 600
+CODES, D_CODE, HIDDEN, TOKENIZER_STEPS = 128, 8, 64, 500
 SECONDS, FRAME, PATCH, SIDE, NOISE = 0.04, 32, 4, 8, 0.02
 HEARD, TESTED = 200, 20  # tones of each digit: to train with, to test with
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -1514,10 +1514,11 @@ def fitted(pieces: Float[Tensor, "n features"], seed: int, label: str) -> Tokeni
     steps = itertools.count()
 
     def batch(rng: torch.Generator) -> Tensor:
-        rows = pieces[torch.randint(len(pieces), (512,), generator=rng).to(device)]
+        rows = pieces[torch.randint(len(pieces), (256,), generator=rng).to(device)]
         step = next(steps)
         if step % 20 == 0 and step < 0.8 * TOKENIZER_STEPS:
-            revive(tokenizer, rows, rng)
+            many = torch.randint(len(pieces), (2048,), generator=rng).to(device)
+            revive(tokenizer, pieces[many], rng)
         return rows
 
     rng = lab.generator(f"{label} {seed}")
