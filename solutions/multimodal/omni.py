@@ -4,9 +4,9 @@
 # On 13 May 2024 OpenAI showed GPT-4o, where the *o* stands for *omni*: one network that reads text, pictures and sound
 # and answers in text, pictures and sound. How it does so was not published. In the same week a paper of Meta described
 # an open way for text and pictures (Chameleon Team 2024): make tokens of everything, put them into one stream, and
-# train a Transformer to predict the next token. A picture of 512 × 512 pixels is there 1,024 tokens out of 8,192. You build the whole way for
-# a small world: the name of a digit, its picture, and the tone of its key on a telephone. In the end one model turns
-# each of the three into each other.
+# train a Transformer to predict the next token. A picture of 512 × 512 pixels is there 1,024 tokens out of 8,192. You
+# build such a way, with sound, for a small world: the name of a digit, its picture, and the tone of its key on a
+# telephone. In the end one model turns each of the three into each other.
 #
 # **You build** a codebook with a straight-through gradient, a tokenizer for pictures and sound, telephone tones and a
 # receiver that hears them, one vocabulary and one stream, generation of any modality from any other

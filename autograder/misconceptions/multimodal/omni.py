@@ -428,10 +428,9 @@ MISCONCEPTIONS = [
         },
     ),
     Misconception(
-        name="padding_refused",
+        name="padded_streams_unread",
         part="stream",
-        says="Your separate keeps one padding token too few out: streams with padding at their end are refused or not "
-        "read to the end.",
+        says="Your separate reads nothing of a stream that ends with padding. Leave the padding out and read the rest.",
         wrong={
             "while left and left[-1] == PADDING:\n        left.pop()": (
                 "if left and left[-1] == PADDING:\n        return segments"
