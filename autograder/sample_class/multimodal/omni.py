@@ -8,7 +8,7 @@ def nearest(vectors, codebook):
     for vector in vectors.reshape(-1, width):
         best, place = math.inf, 0
         for index, code in enumerate(codebook):
-            distance = float(((vector - code) ** 2).sum())
+            distance = ((vector - code) ** 2).sum().item()
             if distance < best:
                 best, place = distance, index
         found.append(place)
