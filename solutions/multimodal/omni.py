@@ -1728,9 +1728,9 @@ display(Audio(torch.cat(dialled).numpy(), rate=tones.RATE))
 # real scans and tones, coded and decoded, before the same judge. What a bar misses below that line is the model's
 # doing; what the line misses is the tokenizer's. Names have no line, because letters are coded without loss.
 #
-# A name and a tone say which digit it is, and hardly anything else. A picture also has a handwriting. From a picture the
-# model has to find what is essential, and to a name it has to add what nobody said. Set `TEMPERATURE` to 0: asked with
-# one name, it now draws one picture, again and again. Then let the judge of tones believe in another rate,
+# A name and a tone say which digit it is, and hardly anything else. A picture also has a handwriting. From a picture
+# the model has to find what is essential, and to a name it has to add what nobody said. Set `TEMPERATURE` to 0: asked
+# with one name, it now draws one picture, again and again. Then let the judge of tones believe in another rate,
 # `hear(made[None], 2 * tones.RATE)`. Nothing crashes, no shape is wrong, and the model has not changed.
 #
 # Whether GPT-4o works like this is not known. OpenAI says that one network, trained end to end, processes text,
