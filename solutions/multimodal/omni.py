@@ -1380,7 +1380,7 @@ import functools
 from autograder.hidden import inputs
 
 rng = inputs("any_to_any_drawn")
-DRAWN = 1500
+DRAWN = 600
 
 
 def fixed_logits(row, tokens):
@@ -1388,39 +1388,42 @@ def fixed_logits(row, tokens):
     return row.expand(len(tokens), -1)
 
 
-for temperature in (0.5, 1.0, 2.0):
+for temperature in (0.5, 2.0):
     row = 3.0 * torch.randn(14, generator=rng, dtype=torch.float64)
-    # Sound: five tokens, and the end. Their logits lie within 2 of each other, so that each is drawn often.
+    # Sound has four tokens here, and there is the end. Each is drawn often enough to be counted.
     allowed = torch.tensor([END, 10, 11, 12, 13])
     spread = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0], dtype=torch.float64)
     row[allowed] = temperature * spread[torch.randperm(5, generator=rng)] - 1.0
     row = row.to(device)
-    probabilities = (row[allowed] / temperature).softmax(-1).cpu()
+    fixed = functools.partial(fixed_logits, row)
     seed = int(torch.randint(2**31, (), generator=rng))
     prompts = torch.zeros(DRAWN, 0, dtype=torch.int64, device=device)
-    fixed = functools.partial(fixed_logits, row)
-    answers = [
-        generate(fixed, prompts, "sound", (3, 2, 4), 1, temperature, lab.generator(seed)).cpu()
+    few = [
+        generate(fixed, prompts[:30], "sound", (3, 2, 4), 2, temperature, lab.generator(seed))
         for _ in range(2)
     ]
     check.equal(
-        answers[0],
-        answers[1],
+        few[0],
+        few[1],
         because="Two generators in one state must give the same answers: all that is drawn comes from generator.",
     )
-    counts = (answers[0][:, 1, None] == allowed).sum(dim=0).double()
+    answers = generate(
+        fixed, prompts, "sound", (3, 2, 4), 1, temperature, lab.generator(seed)
+    ).cpu()
+    counts = (answers[:, 1, None] == allowed).sum(dim=0).double()
     check.that(
         counts.sum().item() == DRAWN,
         "A token was drawn that is not allowed: only the modality's tokens and END are.",
     )
-    expected = DRAWN * probabilities
+    expected = DRAWN * (row[allowed] / temperature).softmax(-1).cpu()
+    # In a right answer this sum is larger once in 200 million runs.
     check.that(
-        ((counts - expected) ** 2 / expected).sum().item() < 60.0,
+        ((counts - expected) ** 2 / expected).sum().item() < 45.0,
         "The shares of the tokens drawn are not the softmax over the allowed logits divided by the temperature.",
     )
     check.equal(
-        answers[0][:, 2],
-        torch.where(answers[0][:, 1] == END, PADDING, END),
+        answers[:, 2],
+        torch.where(answers[:, 1] == END, PADDING, END),
         because="A row that drew the end is padded; to the others the limit puts it.",
     )
 ### END HIDDEN TESTS
