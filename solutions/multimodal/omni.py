@@ -1416,7 +1416,7 @@ for temperature in (0.5, 2.0):
         "A token was drawn that is not allowed: only the modality's tokens and END are.",
     )
     expected = DRAWN * (row[allowed] / temperature).softmax(-1).cpu()
-    # In a right answer this sum is larger once in 200 million runs.
+    # With a right answer this sum is larger once in 100 million runs.
     check.that(
         ((counts - expected) ** 2 / expected).sum().item() < 45.0,
         "The shares of the tokens drawn are not the softmax over the allowed logits divided by the temperature.",
