@@ -741,6 +741,11 @@ check.that(
     dual_tone((1.0, 2.0), 1.0, 5, torch.zeros(2)).dtype == torch.float32,
     "The sound must have the type of phases.",
 )
+check.shape(
+    dual_tone((1.0, 2.0), 0.2, 5, torch.zeros(2)),
+    (1,),
+    because="One sample is a sound too, if a short one.",
+)
 for frequencies, seconds, rate, says in [
     ((697.0, 1209.0), 0.0, 8000, "seconds"),
     ((697.0, 1209.0), -0.01, 8000, "seconds"),
