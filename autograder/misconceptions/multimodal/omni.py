@@ -20,12 +20,6 @@ DRAWN = "torch.multinomial(probabilities, 1, generator=generator)"
 MISCONCEPTIONS = [
     # --- codebook ---
     Misconception(
-        name="farthest",
-        part="codebook",
-        says="Your nearest takes the code with the largest distance. Take the smallest.",
-        wrong={NEAREST: "differences.square().sum(dim=-1).argmax(dim=-1)"},
-    ),
-    Misconception(
         name="largest_dot_product",
         part="codebook",
         says="Your nearest takes the code with the largest dot product, which long codes win wherever they lie. Compare "
@@ -38,26 +32,6 @@ MISCONCEPTIONS = [
         says="Your nearest compares directions only. Two vectors of one direction can lie far apart: compare distances.",
         wrong={
             NEAREST: "(F.normalize(vectors, dim=-1) @ F.normalize(codebook, dim=-1).T).argmax(dim=-1)"
-        },
-    ),
-    Misconception(
-        name="differences_cancel",
-        part="codebook",
-        says="Your distance adds the differences with their signs, so that they cancel. Square each before you add.",
-        wrong={NEAREST: "differences.sum(dim=-1).abs().argmin(dim=-1)"},
-    ),
-    Misconception(
-        name="city_block_distance",
-        part="codebook",
-        says="Your distance adds absolute differences. The Euclidean one adds their squares.",
-        wrong={NEAREST: "differences.abs().sum(dim=-1).argmin(dim=-1)"},
-    ),
-    Misconception(
-        name="last_of_equals",
-        part="codebook",
-        says="Of codes that are equally near, yours is the one with the highest index. The lowest is asked for.",
-        wrong={
-            NEAREST: "len(codebook) - 1 - differences.square().sum(dim=-1).flip(-1).argmin(dim=-1)"
         },
     ),
     Misconception(
@@ -89,12 +63,6 @@ MISCONCEPTIONS = [
         wrong={THROUGH: "vectors + codebook[indices] - vectors.detach()"},
     ),
     Misconception(
-        name="gradient_scaled",
-        part="codebook",
-        says="Your quantize changes the gradient on its way to the vectors. It is handed on as it is.",
-        wrong={THROUGH: "vectors / 2 + (codebook[indices] - vectors / 2).detach()"},
-    ),
-    Misconception(
         name="beta_at_the_codes",
         part="codebook",
         says="Your β weighs the term that moves the codes. It belongs to the commitment, which moves the vectors.",
@@ -108,12 +76,6 @@ MISCONCEPTIONS = [
         says="Your two terms are one, (1 + β) times: both move codes and vectors. In each term one of the two counts as "
         "a constant.",
         wrong={PULL: "(1 + beta) * F.mse_loss(codes, vectors)"},
-    ),
-    Misconception(
-        name="commitment_only",
-        part="codebook",
-        says="Your loss does not move the codes: the first term is missing.",
-        wrong={PULL: "beta * F.mse_loss(vectors, codes.detach()) + 0 * codebook.sum()"},
     ),
     Misconception(
         name="no_commitment",
@@ -162,18 +124,6 @@ MISCONCEPTIONS = [
         wrong={TOTAL: "missed + 0 * self.codebook.sum()"},
     ),
     Misconception(
-        name="reconstruction_forgotten",
-        part="tokenizer",
-        says="Your loss leaves out how far the reconstruction is off.",
-        wrong={TOTAL: "0 * missed + codebook_loss(vectors, self.codebook, beta)"},
-    ),
-    Misconception(
-        name="no_commitment_for_the_encoder",
-        part="tokenizer",
-        says="Your codebook_loss gets detached vectors, and the encoder does not feel the commitment.",
-        wrong={TOTAL: "missed + codebook_loss(vectors.detach(), self.codebook, beta)"},
-    ),
-    Misconception(
         name="beta_times_everything",
         part="tokenizer",
         says="Your β multiplies the whole of the codebook's loss. It weighs the commitment alone: hand it on.",
@@ -193,14 +143,6 @@ MISCONCEPTIONS = [
             "F.mse_loss(self.decoder(quantized), pieces)": (
                 "F.mse_loss(self.decoder(quantized), pieces, reduction='sum')"
             )
-        },
-    ),
-    Misconception(
-        name="absolute_error",
-        part="tokenizer",
-        says="Your reconstruction error is a mean of absolute differences. It is the mean of their squares.",
-        wrong={
-            "F.mse_loss(self.decoder(quantized), pieces)": "F.l1_loss(self.decoder(quantized), pieces)"
         },
     ),
     Misconception(
@@ -251,48 +193,16 @@ MISCONCEPTIONS = [
         wrong={ANGLES: "(turns / rate)"},
     ),
     Misconception(
-        name="sines_multiplied",
-        part="sound",
-        says="Your two sines are multiplied, which makes the sum and the difference of their frequencies. Add them.",
-        wrong={TONE: "angles.sin().prod(dim=-2)"},
-    ),
-    Misconception(
         name="twice_as_loud",
         part="sound",
         says="Your tone is the sum of the two sines. Each counts half, so that the tone stays within ±1.",
         wrong={TONE: "angles.sin().sum(dim=-2)"},
     ),
     Misconception(
-        name="cosines",
-        part="sound",
-        says="Your tone is made of cosines. Phase 0 starts at 0: sines.",
-        wrong={TONE: "angles.cos().sum(dim=-2) / 2"},
-    ),
-    Misconception(
-        name="phases_exchanged",
-        part="sound",
-        says="Your second phase is given to the first frequency. Each frequency has its own.",
-        wrong={"phases.unsqueeze(-1)": "phases.flip(-1).unsqueeze(-1)"},
-    ),
-    Misconception(
-        name="phases_in_turns",
-        part="sound",
-        says="Your phases are multiplied by 2π. They are radians already.",
-        wrong={"phases.unsqueeze(-1)": "2 * math.pi * phases.unsqueeze(-1)"},
-    ),
-    Misconception(
         name="samples_cut_off",
         part="sound",
         says="Your number of samples is cut off. It is rounded.",
         wrong={"round(seconds * rate)": "int(seconds * rate)"},
-    ),
-    Misconception(
-        name="starts_one_sample_late",
-        part="sound",
-        says="Your first sample stands at 1/rate. It stands at time 0.",
-        wrong={
-            "torch.arange(samples, dtype=torch.float64)": "torch.arange(1, samples + 1, dtype=torch.float64)"
-        },
     ),
     Misconception(
         name="rate_as_limit",
@@ -312,12 +222,6 @@ MISCONCEPTIONS = [
         part="sound",
         says="Your energy is |X|. Square it.",
         wrong={ENERGY: "(" + ENERGY + ").sqrt()"},
-    ),
-    Misconception(
-        name="mean_for_sum",
-        part="sound",
-        says="Your X is a mean over the samples. Here it is their sum.",
-        wrong={ENERGY: "(" + ENERGY + ") / sounds.shape[-1] ** 2"},
     ),
     Misconception(
         name="nearest_frequency_that_fits",
@@ -367,12 +271,6 @@ MISCONCEPTIONS = [
         part="stream",
         says="Your token_range ends with the last token. It gives the one after the last, as Python's ranges do.",
         wrong={"return first, first + sizes[place]": "return first, first + sizes[place] - 1"},
-    ),
-    Misconception(
-        name="begin_left_out",
-        part="stream",
-        says="Your segments have no begin, so that nothing says what may come in them.",
-        wrong={SEGMENT: "[codes + first, codes.new_tensor([END])]"},
     ),
     Misconception(
         name="end_left_out",
@@ -428,16 +326,6 @@ MISCONCEPTIONS = [
         },
     ),
     Misconception(
-        name="padded_streams_unread",
-        part="stream",
-        says="Your separate reads nothing of a stream that ends with padding. Leave the padding out and read the rest.",
-        wrong={
-            "while left and left[-1] == PADDING:\n        left.pop()": (
-                "if left and left[-1] == PADDING:\n        return segments"
-            )
-        },
-    ),
-    Misconception(
         name="empty_segments_dropped",
         part="stream",
         says="Your separate leaves out segments without codes. They are segments too.",
@@ -461,23 +349,6 @@ MISCONCEPTIONS = [
         wrong={ASKED: "logits = next_logits(tokens[:, -1:])"},
     ),
     Misconception(
-        name="answer_not_read",
-        part="any_to_any",
-        says="Your model is asked about prompt and BEGIN at every step. What was generated so far belongs to the stream.",
-        wrong={ASKED: "logits = next_logits(tokens[:, : prompts.shape[1] + 1])"},
-    ),
-    Misconception(
-        name="begin_not_read",
-        part="any_to_any",
-        says="Your model is not told which modality is asked for: BEGIN belongs to the stream it sees.",
-        wrong={
-            ASKED: (
-                "before, after = tokens[:, : prompts.shape[1]], tokens[:, prompts.shape[1] + 1 :]\n"
-                "        logits = next_logits(torch.cat([before, after], dim=1))"
-            )
-        },
-    ),
-    Misconception(
         name="everything_allowed",
         part="any_to_any",
         says="Your answer may hold any token. Allow those of the modality, and END.",
@@ -494,12 +365,6 @@ MISCONCEPTIONS = [
         part="any_to_any",
         says="Your answer can never end before the limit: END is allowed at every step.",
         wrong={"allowed[:, END] = True": "pass"},
-    ),
-    Misconception(
-        name="first_code_not_allowed",
-        part="any_to_any",
-        says="Your answer never holds the modality's first code.",
-        wrong={"allowed[:, first:past] = True": "allowed[:, first + 1 : past] = True"},
     ),
     Misconception(
         name="next_modality_allowed",
@@ -541,22 +406,10 @@ MISCONCEPTIONS = [
         wrong={"tokens[:, prompts.shape[1] :]": "tokens"},
     ),
     Misconception(
-        name="begin_not_returned",
-        part="any_to_any",
-        says="Your result lacks the BEGIN of the new segment, so that it is no stream.",
-        wrong={"tokens[:, prompts.shape[1] :]": "tokens[:, prompts.shape[1] + 1 :]"},
-    ),
-    Misconception(
         name="temperature_multiplied",
         part="any_to_any",
         says="Your logits are multiplied by the temperature. Divide: a temperature above 1 makes choices more even.",
         wrong={"(logits / temperature)": "(logits * temperature)"},
-    ),
-    Misconception(
-        name="temperature_ignored",
-        part="any_to_any",
-        says="Your draws do not depend on the temperature. Divide the logits by it.",
-        wrong={"(logits / temperature)": "logits"},
     ),
     Misconception(
         name="always_the_likeliest",
@@ -569,13 +422,5 @@ MISCONCEPTIONS = [
         part="any_to_any",
         says="Your draws come from torch's own generator. Use the one that was given, or nothing can be repeated.",
         wrong={DRAWN: "torch.multinomial(probabilities, 1)"},
-    ),
-    Misconception(
-        name="one_draw_for_all",
-        part="any_to_any",
-        says="Your rows all get one and the same draw. Each row is drawn for itself.",
-        wrong={
-            DRAWN: "torch.multinomial(probabilities[:1], 1, generator=generator).expand(len(logits), 1)"
-        },
     ),
 ]
