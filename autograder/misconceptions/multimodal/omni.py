@@ -1,6 +1,10 @@
 """Wrong answers to the exercise on one stream for text, picture and sound."""
 
-from autograder.misconceptions import Misconception
+from types import ModuleType
+
+import torch
+
+from autograder.misconceptions import Equivalent, Misconception
 
 NEAREST = "differences.square().sum(dim=-1).argmin(dim=-1)"
 THROUGH = "vectors + (codebook[indices] - vectors).detach()"
@@ -205,6 +209,12 @@ MISCONCEPTIONS = [
         wrong={"round(seconds * rate)": "int(seconds * rate)"},
     ),
     Misconception(
+        name="samples_rounded_up",
+        part="sound",
+        says="Your number of samples is rounded up, as torch.arange(0, seconds, 1 / rate) does. It is rounded.",
+        wrong={"round(seconds * rate)": "math.ceil(seconds * rate)"},
+    ),
+    Misconception(
         name="rate_as_limit",
         part="sound",
         says="You refuse frequencies from the rate on. From half the rate on a sine has the samples of a slower one.",
@@ -307,15 +317,13 @@ MISCONCEPTIONS = [
         name="not_moved_back",
         part="stream",
         says="Your separate returns tokens. The codes of a modality count from 0 again.",
-        wrong={"tokens[start + 1 : end] - first": "tokens[start + 1 : end]"},
+        wrong={"tokens.new_tensor(inside) - first": "tokens.new_tensor(inside)"},
     ),
     Misconception(
         name="anything_in_a_segment",
         part="stream",
         says="Your separate does not look at what stands in a segment. Tokens of another modality are refused.",
-        wrong={
-            "not all(first <= token < past for token in left[start + 1 : end])": "start + 1 > end"
-        },
+        wrong={"not all(first <= token < past for token in inside)": "len(inside) < 0"},
     ),
     Misconception(
         name="padding_anywhere",
@@ -329,11 +337,7 @@ MISCONCEPTIONS = [
         name="empty_segments_dropped",
         part="stream",
         says="Your separate leaves out segments without codes. They are segments too.",
-        wrong={
-            "segments.append((begun[0], tokens[start + 1 : end] - first))": (
-                "segments += [(begun[0], tokens[start + 1 : end] - first)] * (end > start + 1)"
-            )
-        },
+        wrong={"        segments.append((": "        if inside:\n            segments.append(("},
     ),
     # --- any_to_any ---
     Misconception(
@@ -424,3 +428,122 @@ MISCONCEPTIONS = [
         wrong={DRAWN: "torch.multinomial(probabilities, 1)"},
     ),
 ]
+
+ONE_DEVICE = "On the CPU there is one device. On a GPU the tests notice it."
+SYMMETRIC = "The square of a difference does not ask which of the two comes first."
+ONE_EACH = "There are as many rows as columns: one of each for a sound."
+
+EQUIVALENT = [
+    Equivalent(
+        part="codebook",
+        before="differences = vectors.unsqueeze(-2) - codebook",
+        after="differences = codebook - vectors.unsqueeze(-2)",
+        because=SYMMETRIC,
+    ),
+    Equivalent(
+        part="codebook",
+        before=f"return {PULL}",
+        after="return F.mse_loss(vectors.detach(), codes) + beta * F.mse_loss(vectors, codes.detach())",
+        because=SYMMETRIC,
+    ),
+    Equivalent(
+        part="codebook",
+        before=f"return {PULL}",
+        after="return F.mse_loss(codes, vectors.detach()) + beta * F.mse_loss(codes.detach(), vectors)",
+        because=SYMMETRIC,
+    ),
+    Equivalent(
+        part="tokenizer",
+        before="missed = F.mse_loss(self.decoder(quantized), pieces)",
+        after="missed = F.mse_loss(pieces, self.decoder(quantized))",
+        because=SYMMETRIC,
+    ),
+    Equivalent(
+        part="sound",
+        before="f = phases.new_tensor(frequencies, dtype=torch.float64)",
+        after="f = phases.new_tensor(frequencies)",
+        because="In the type of the phases the angles are exact enough: the task leaves open how they are computed.",
+    ),
+    Equivalent(
+        part="sound",
+        before="turns = torch.outer(f, torch.arange(samples, device=phases.device))",
+        after="turns = torch.outer(f, torch.arange(samples))",
+        because=ONE_DEVICE,
+    ),
+    Equivalent(
+        part="sound",
+        before="n = torch.arange(sounds.shape[-1], device=sounds.device)",
+        after="n = torch.arange(sounds.shape[-1])",
+        because=ONE_DEVICE,
+    ),
+    Equivalent(
+        part="sound",
+        before="rows, columns = (energies(sounds, possible, rate).argmax(dim=1).tolist() for possible in (tones.ROWS, "
+        "tones.COLUMNS))",
+        after="rows, columns = (energies(sounds, possible, rate).argmax(dim=1) for possible in (tones.ROWS, "
+        "tones.COLUMNS))",
+        because="A tensor of one integer indexes a tuple as the integer does.",
+    ),
+    Equivalent(
+        part="sound",
+        before="return ''.join((tones.KEYS[row][column] for row, column in zip(rows, columns, strict=True)))",
+        after="return ''.join((tones.KEYS[row][column] for row, column in zip(rows, columns)))",
+        because=ONE_EACH,
+    ),
+    Equivalent(
+        part="sound",
+        before="return ''.join((tones.KEYS[row][column] for row, column in zip(rows, columns, strict=True)))",
+        after="return ''.join((tones.KEYS[row][column] for row, column in zip(rows, columns, strict=False)))",
+        because=ONE_EACH,
+    ),
+    Equivalent(
+        part="any_to_any",
+        before="probabilities = (logits / temperature).softmax(dim=1).cpu()",
+        after="probabilities = (logits / temperature).softmax(dim=1)",
+        because=ONE_DEVICE,
+    ),
+    Equivalent(
+        part="any_to_any",
+        before="return drawn.flatten().to(logits.device)",
+        after="return drawn.flatten()",
+        because=ONE_DEVICE,
+    ),
+]
+
+
+def _codebook(answers: ModuleType, rng: torch.Generator) -> object:
+    vectors, book = torch.randn(3, 2, generator=rng), torch.randn(4, 2, generator=rng)
+    vectors.requires_grad_()
+    book.requires_grad_()
+    loss = answers.codebook_loss(vectors, book, 0.5)
+    loss.backward()
+    return [loss.detach(), vectors.grad, book.grad, *answers.quantize(vectors.detach(), book)]
+
+
+def _tokenizer(answers: ModuleType, rng: torch.Generator) -> object:
+    tokenizer = answers.Tokenizer(3, 4, 2, 5)
+    for value in tokenizer.state_dict().values():
+        value.copy_(torch.randn(value.shape, generator=rng))
+    loss = tokenizer(torch.randn(2, 3, generator=rng))
+    loss.backward()
+    return [loss.detach(), *(value.grad for value in tokenizer.parameters())]
+
+
+def _sound(answers: ModuleType, rng: torch.Generator) -> object:
+    frequencies = tuple((1000 * torch.rand(2, generator=rng)).tolist())
+    sounds = answers.dual_tone(frequencies, 0.005, 4000, 6 * torch.rand(2, 2, generator=rng))
+    return [sounds, answers.energies(sounds, frequencies, 4000), answers.hear(sounds, 4000)]
+
+
+def _any_to_any(answers: ModuleType, rng: torch.Generator) -> object:
+    logits = torch.randn(2, 9, generator=rng)
+    prompts = torch.zeros(2, 0, dtype=torch.int64)
+    return answers.generate(lambda tokens: logits, prompts, "image", (1, 2, 1), 2, 0.7, rng)
+
+
+EXAMPLES = {
+    "codebook": _codebook,
+    "tokenizer": _tokenizer,
+    "sound": _sound,
+    "any_to_any": _any_to_any,
+}
