@@ -655,11 +655,11 @@ def hear(sounds: Float[Tensor, "sounds samples"], rate: float) -> str:
         ValueError: the rate is too low for the keys' frequencies (the message says ``rate``).
     """
     ### BEGIN SOLUTION
-    rows, columns = (
-        energies(sounds, possible, rate).argmax(dim=1).tolist()
-        for possible in (tones.ROWS, tones.COLUMNS)
-    )
-    return "".join(tones.KEYS[row][column] for row, column in zip(rows, columns, strict=True))
+    loudest = [
+        energies(sounds, possible, rate).argmax(dim=1) for possible in (tones.ROWS, tones.COLUMNS)
+    ]
+    places = torch.stack(loudest, dim=1).tolist()
+    return "".join(tones.KEYS[row][column] for row, column in places)
     ### END SOLUTION
 
 
