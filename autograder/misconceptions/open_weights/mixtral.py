@@ -49,7 +49,7 @@ MISCONCEPTIONS = [
     Misconception(
         name="window_one_long",
         part="window",
-        says="Your window is one position long, as the paper's words have it (from i − W to i). Here W counts the query's "
+        says="Your window is one position too long, as the paper's words have it (from i − W to i). Here W counts the query's "
         "own position.",
         wrong={SEEN: "(distance >= 0) & (distance <= window)"},
     ),
