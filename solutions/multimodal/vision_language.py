@@ -164,9 +164,10 @@ class LanguageModel(nn.Module):
 # \mathrm{softmax}\!\Big( \frac{(x W_Q)(z W_K)^\top}{\sqrt{d_{\text{head}}}} \Big)\, (z W_V)\, W_O.$$
 #
 # Look at the shapes. The scores are $T \times N$: for each word, a weight on each patch, which sum to 1 over the
-# patches. The result is $T \times d_{\text{model}}$, a vector for each word, made of nothing but patches. Had the picture
-# asked the text, there would be a vector for each patch, and nothing that could be added to a word. Since $W_K$ and
-# $W_V$ read the picture, they have $d_{\text{image}}$ inputs; the picture's width need not be that of the text.
+# patches. The result is $T \times d_{\text{model}}$, a vector for each word, made of nothing but patches. Had the
+# picture asked the text, there would be a vector for each patch, and nothing that could be added to a word. Since
+# $W_K$ and $W_V$ read the picture, they have $d_{\text{image}}$ inputs; the picture's width need not be that of the
+# text.
 #
 # There is no mask. *Causal* means that a word must not see the words it has to predict. No patch is such a word: the
 # whole picture was there before the first.
@@ -338,9 +339,9 @@ for d_model, heads in [(4, 3), (6, 4)]:
 # \frac{\partial \mathcal L}{\partial a} = \tanh(\alpha)\; g.$$
 #
 # At $\alpha = 0$ the second is 0: the weights of the attention do not move in the first step. But the first is
-# $g \cdot a$, and $a$ is not 0, because those weights began at random. So the gate moves first, and from the second step
-# on everything does. Were $W_O$ also 0 at the start, $a$ would be 0 as well. Then both derivatives vanish, and nothing
-# would ever move. One of the two factors may begin at 0, not both.
+# $g \cdot a$, and $a$ is not 0, because those weights began at random. So the gate moves first, and from the second
+# step on everything does. Were $W_O$ also 0 at the start, $a$ would be 0 as well. Then both derivatives vanish, and
+# nothing would ever move. One of the two factors may begin at 0, not both.
 #
 # Each gate is one number for all features, a parameter of shape `()`. The norms are layer norms of the text; the
 # picture's vectors are used as they come.
@@ -437,8 +438,8 @@ for d_model, d_image, heads in [(4, 3, 2), (6, 6, 1)]:
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# By hand: a picture of the single patch $(5, 7)$. The softmax of one score is 1, so every word fetches $(5, 7)$ if $W_V$
-# and $W_O$ are the identity. At $\alpha = \frac12 \ln 3$ the gate is
+# By hand: a picture of the single patch $(5, 7)$. The softmax of one score is 1, so every word fetches $(5, 7)$ if
+# $W_V$ and $W_O$ are the identity. At $\alpha = \frac12 \ln 3$ the gate is
 # $\tanh \alpha = \frac{e^{2\alpha} - 1}{e^{2\alpha} + 1} = \frac{3 - 1}{3 + 1} = \frac12$: $(1, 3)$ becomes
 # $(3.5, 6.5)$. If the MLP says $(8, -4)$ to everything and its gate is the same, $(7.5, 4.5)$ comes out.
 
@@ -540,9 +541,9 @@ for batch, length, patches, d_model, d_image, heads in [(2, 3, 5, 4, 3, 2), (1, 
 #                     picture                 picture
 # ```
 #
-# Frozen does not mean that no gradient passes. The gated block at the bottom learns from a loss at the top, and on the
-# way down the gradient has to cross every frozen block. A parameter is frozen by `requires_grad_(False)`: no gradient is
-# kept for *it*. `torch.no_grad()` around the block would cut the way itself.
+# Frozen does not mean that no gradient passes. The gated block at the bottom learns from a loss at the top, and on
+# the way down the gradient has to cross every frozen block. A parameter is frozen by `requires_grad_(False)`: no
+# gradient is kept for *it*. `torch.no_grad()` around the block would cut the way itself.
 #
 # Among the words the causal mask stays as it was. (A Flamingo may read several pictures in one text. A word then sees
 # only the last picture before it. Here there is one picture for each text.)
@@ -703,15 +704,15 @@ check.close(pictures[0].grad, pictures[1].grad, because="The gradient of the pic
 #
 # $$H_v = W z, \qquad \text{the sequence is } [\,H_v;\; H_q\,],$$
 #
-# with $H_q$ the text's embeddings. (LLaVA-1.5, later that year, has two linear layers in place of the one.) The self-attention
-# that was there does the rest: a word looks back at patches as it looks back at words. Here the language model is
-# trained too, as in the second stage of LLaVA. In the first stage only $W$ is.
+# with $H_q$ the text's embeddings. (LLaVA-1.5, later that year, has two linear layers in place of the one.) The
+# self-attention that was there does the rest: a word looks back at patches as it looks back at words. Here the
+# language model is trained too, as in the second stage of LLaVA. In the first stage only $W$ is.
 #
-# **Who may see whom?** The words are predicted one after another, so they stay causal. All of the picture comes before
-# all words, so every word sees all of it, and no patch sees a word. Among the patches there is a choice. LLaVA kept the
-# causal mask of its language model, and a patch then sees the patches before it. But patches are given, never predicted,
-# and nothing speaks against letting them all see each other. We do that. You have seen this mask before: T5's authors
-# call it a *prefix* mask. With two patches (p, q) and three words (a, b, c), ■ for True:
+# **Who may see whom?** The words are predicted one after another, so they stay causal. All of the picture comes
+# before all words, so every word sees all of it, and no patch sees a word. Among the patches there is a choice. LLaVA
+# kept the causal mask of its language model, and a patch then sees the patches before it. But patches are given,
+# never predicted, and nothing speaks against letting them all see each other. We do that. You have seen this mask
+# before: T5's authors call it a *prefix* mask. With two patches (p, q) and three words (a, b, c), ■ for True:
 #
 # ```
 #         p q a b c
@@ -926,9 +927,9 @@ for name in weights:
 #
 # $$\mathcal L = -\frac{1}{|A|} \sum_{(b,\, i) \in A} \log p_b(y_{b, i} \mid \text{place } i - 1).$$
 #
-# The mean runs over all learned tokens of the batch, so a row with a longer answer weighs more. A text without a question
-# is learned from its first token on; with a picture before it, it is the last patch that predicts this token. That is
-# how a caption is learned.
+# The mean runs over all learned tokens of the batch, so a row with a longer answer weighs more. A text without a
+# question is learned from its first token on; with a picture before it, it is the last patch that predicts this
+# token. That is how a caption is learned.
 #
 # For your Flamingo, whose logits are those of the text's places alone, `patches` is 0.
 
@@ -1102,9 +1103,9 @@ for labels, says in [
 # %% [markdown]
 # ## 6 · Does it look?
 #
-# Suppose a model answers 60 % of all questions. Does it see? On the first large collections of such questions, models that
-# were shown no picture did surprisingly well: *what colour is the banana* has one answer that is usually right (Goyal et
-# al. 2017). An accuracy means something beside the accuracy of somebody blind.
+# Suppose a model answers 60 % of all questions. Does it see? On the first large collections of such questions, models
+# that were shown no picture did surprisingly well: *what colour is the banana* has one answer that is usually right
+# (Goyal et al. 2017). An accuracy means something beside the accuracy of somebody blind.
 #
 # **The best a blind one can do.** Someone who has read all questions and answers, but has seen no picture, says to
 # each question the answer that is right most often. If question $q$ was asked $n_{q}$ times and answer $a$ was right
@@ -1113,10 +1114,10 @@ for labels, says in [
 # $$\frac{\sum_q \max_a n_{q, a}}{\sum_q n_q}.$$
 #
 # **The picture of somebody else.** Another test takes the trained model and gives each question a picture that
-# belongs to another question. A model that does not look does not notice. One that does answers what *that*
-# picture shows, and that is right only by chance. For this no question may keep its picture. A random permutation of $n$
-# leaves on average one in its place, whatever $n$ (each stays with probability $\frac1n$). What is needed is a permutation
-# without a fixed place, called a *derangement*.
+# belongs to another question. A model that does not look does not notice. One that does answers what *that* picture
+# shows, and that is right only by chance. For this no question may keep its picture. A random permutation of $n$
+# leaves on average one in its place, whatever $n$ (each stays with probability $\frac1n$). What is needed is a
+# permutation without a fixed place, called a *derangement*.
 
 
 # %% solution="looking"
@@ -1291,21 +1292,21 @@ for asked, said, says in [(3, 2, "shape"), (1, 4, "shape"), (0, 0, "question")]:
 ### END HIDDEN TESTS
 
 # %% [markdown] written="vision_language_why" points=2
-# **In your own words.** A colleague starts the gates at 0 and, to be on the safe side, sets $W_O$ to 0 too. What happens
-# in training, and which two derivatives say so? Another leaves the picture's places in the loss, with the label 0. What
-# does the model learn there, and which of your two models could not make this mistake? At last, a model answers 62 % of
-# the questions with the right picture, 60 % with a shuffled one, and the best blind guess is right in 58 %. What do you
-# conclude, and what more would you measure? (5 to 9 sentences.)
+# **In your own words.** A colleague starts the gates at 0 and, to be on the safe side, sets $W_O$ to 0 too. What
+# happens in training, and which two derivatives say so? Another leaves the picture's places in the loss, with the
+# label 0. What does the model learn there, and which of your two models could not make this mistake? At last, a model
+# answers 62 % of the questions with the right picture, 60 % with a shuffled one, and the best blind guess is right in
+# 58 %. What do you conclude, and what more would you measure? (5 to 9 sentences.)
 
 # %% [markdown]
 # ## Experiment: does it look?
 #
-# Pictures of one to three coloured shapes, and questions that need looking: for a colour, a shape, a number, or what lies
-# beside something. First a language model is trained on text alone, captions and questions with their answers; it
-# never sees a picture, and learns how questions and answers sound. Then the same model learns to see in both ways:
-# frozen, with your gated blocks, and with the picture as a prefix, where all of it is trained on. A small encoder
-# of pictures learns along in both. (Flamingo and LLaVA took theirs ready-made: it had learned from pairs of image
-# and text, as CLIP's.)
+# Pictures of one to three coloured shapes, and questions that need looking: for a colour, a shape, a number, or what
+# lies beside something. First a language model is trained on text alone, captions and questions with their answers;
+# it never sees a picture, and learns how questions and answers sound. Then the same model learns to see in both ways:
+# frozen, with your gated blocks, and with the picture as a prefix, where all of it is trained on. A small encoder of
+# pictures learns along in both. (Flamingo and LLaVA took theirs ready-made: it had learned from pairs of image and
+# text, as CLIP's.)
 #
 # Every model is then asked new questions, three times: with the right picture, with that of another question by your
 # `derangement`, and with a blank one. A line shows what your `blind_accuracy` says of the same questions.
@@ -1316,8 +1317,6 @@ for asked, said, says in [(3, 2, "shape"), (1, 4, "shape"), (0, 0, "question")]:
 # writes captions as well as before?
 
 # %% experiment=true
-import copy
-
 import matplotlib.pyplot as plt
 
 from lab import figures, scenes, training
@@ -1475,7 +1474,6 @@ for seed in SEEDS:
         "shuffled": test.images[others],
         "blank": torch.zeros_like(test.images),
     }
-    numbers = {words: i for i, words in enumerate(map(tuple, test.tokens.tolist()))}
     without_answers = test.tokens.masked_fill(
         torch.arange(LENGTH, device=device) >= test.lengths[:, None], PADDING
     )

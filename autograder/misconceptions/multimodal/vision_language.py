@@ -22,7 +22,9 @@ LEARNED = "(places >= questions[:, None]) & (tokens != PADDING)"
 LABELS = "F.pad(tokens.masked_fill(~learned, IGNORE), (patches, 0), value=IGNORE)"
 LOSS = "F.cross_entropy(logits[:, :-1].flatten(0, 1), following.flatten(), ignore_index=IGNORE)"
 CIRCLE = "circle = torch.randperm(n, generator=generator)"
-MOVED = "result[circle] = circle.roll(1)  # each gets the one before it on a random circle through all"
+MOVED = (
+    "result[circle] = circle.roll(1)  # each gets the one before it on a random circle through all"
+)
 
 MISCONCEPTIONS = [
     # --- cross ---
@@ -91,7 +93,9 @@ MISCONCEPTIONS = [
         name="picture_averaged",
         part="cross",
         says="Your words all fetch the mean of the patches. A word weighs the patches by how well their keys fit its query.",
-        wrong={FETCHED: "self.v_proj(picture).mean(dim=1, keepdim=True) + 0 * (self.q_proj(x) + self.k_proj(picture).sum())"},
+        wrong={
+            FETCHED: "self.v_proj(picture).mean(dim=1, keepdim=True) + 0 * (self.q_proj(x) + self.k_proj(picture).sum())"
+        },
     ),
     Misconception(
         name="picture_not_trained",
@@ -174,7 +178,9 @@ MISCONCEPTIONS = [
         name="one_gate_for_both",
         part="gate",
         says="Your attention and your MLP share one gate. There are two, α and β.",
-        wrong={"torch.tanh(self.mlp_gate)": "(torch.tanh(self.attention_gate) + 0 * self.mlp_gate)"},
+        wrong={
+            "torch.tanh(self.mlp_gate)": "(torch.tanh(self.attention_gate) + 0 * self.mlp_gate)"
+        },
     ),
     Misconception(
         name="mlp_without_a_gate",
@@ -210,7 +216,9 @@ MISCONCEPTIONS = [
         name="norm_forgotten",
         part="gate",
         says="Your attention is asked by x as it is. It is asked by the normed x.",
-        wrong={"self.attention(self.attention_norm(x), picture)": "self.attention(x + 0 * self.attention_norm(x), picture)"},
+        wrong={
+            "self.attention(self.attention_norm(x), picture)": "self.attention(x + 0 * self.attention_norm(x), picture)"
+        },
     ),
     Misconception(
         name="norm_added",
@@ -308,13 +316,17 @@ MISCONCEPTIONS = [
         name="all_see_all",
         part="prefix",
         says="In your mask everybody sees everybody, and the words see those they have to predict.",
-        wrong={MASK: "return torch.ones(len(places), len(places), dtype=torch.bool, device=device)"},
+        wrong={
+            MASK: "return torch.ones(len(places), len(places), dtype=torch.bool, device=device)"
+        },
     ),
     Misconception(
         name="picture_sees_the_text",
         part="prefix",
         says="In your mask the patches see the words, and through them every word sees later words.",
-        wrong={MASK: "return (places <= places[:, None]) | (places < patches) | (places[:, None] < patches)"},
+        wrong={
+            MASK: "return (places <= places[:, None]) | (places < patches) | (places[:, None] < patches)"
+        },
     ),
     Misconception(
         name="rows_and_columns_exchanged",
@@ -449,7 +461,9 @@ MISCONCEPTIONS = [
         name="not_shifted",
         part="loss",
         says="Your loss compares the logits of a place with the label of the same place. A place predicts the next one.",
-        wrong={LOSS: "F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)"},
+        wrong={
+            LOSS: "F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)"
+        },
     ),
     Misconception(
         name="shifted_backwards",
@@ -504,7 +518,7 @@ MISCONCEPTIONS = [
         name="some_keep_their_place",
         part="looking",
         says="Your permutation is any at all, and on average one number stays at its place.",
-        wrong={MOVED: "result[:] = circle.flip(0) if n == 2 else circle"},
+        wrong={MOVED: "result = circle"},
     ),
     Misconception(
         name="always_the_next",
@@ -530,9 +544,12 @@ MISCONCEPTIONS = [
         name="one_answer_to_all",
         part="looking",
         says="Your blind one says the same answer to all questions. They can read: to each question its commonest answer.",
-        wrong={"for q in questions.unique()": "for q in questions.unique()[:0]", "return right /": (
-            "right = answers.unique(return_counts=True)[1].max()\n    return right /"
-        )},
+        wrong={
+            "for q in questions.unique()": "for q in questions.unique()[:0]",
+            "return right /": (
+                "right = answers.unique(return_counts=True)[1].max()\n    return right /"
+            ),
+        },
     ),
     Misconception(
         name="mean_of_the_questions",
