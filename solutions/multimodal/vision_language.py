@@ -644,8 +644,13 @@ for num_layers, length in [(0, 3), (1, 1), (3, 4)]:
 torch.manual_seed(0)
 sizes = Sizes(vocab_size=7, max_length=5, d_model=8, num_heads=2, num_layers=2, d_image=3)
 model = Flamingo(sizes).to(device)
-picture = torch.randn(1, 5, 3, device=device)
-model(torch.tensor([[1, 4, 2, 6]], device=device), picture).square().sum().backward()
+picture = torch.randn(1, 5, 3, device=device).requires_grad_()
+logits = model(torch.tensor([[1, 4, 2, 6]], device=device), picture)
+check.that(
+    logits.requires_grad,
+    "The way from the logits down to the gated blocks is cut. Only parameters are frozen: no_grad or detach do more.",
+)
+logits.square().sum().backward()
 check.that(
     model.language.tokens.weight.grad is None and model.language.norm.weight.grad is None,
     "The language model collects gradients: an optimiser would change it. Freeze it with requires_grad_(False).",
@@ -711,8 +716,9 @@ check.close(pictures[0].grad, pictures[1].grad, because="The gradient of the pic
 # **Who may see whom?** The words are predicted one after another, so they stay causal. All of the picture comes
 # before all words, so every word sees all of it, and no patch sees a word. Among the patches there is a choice. LLaVA
 # kept the causal mask of its language model, and a patch then sees the patches before it. But patches are given,
-# never predicted, and nothing speaks against letting them all see each other. We do that. You have seen this mask
-# before: T5's authors call it a *prefix* mask. With two patches (p, q) and three words (a, b, c), ■ for True:
+# never predicted, and nothing speaks against letting them all see each other. We do that. Raffel et al. (2020, §3.2)
+# tried such a mask on text, in the paper on T5, and call it causal with a *prefix*. With two patches (p, q) and three
+# words (a, b, c), ■ for True:
 #
 # ```
 #         p q a b c
@@ -1031,7 +1037,7 @@ logits = torch.tensor([[[9.0, 0.0], surely, [0.0, 0.0], [-9.0, 0.0]]])
 check.close(
     answer_loss(logits, torch.tensor([[IGNORE, IGNORE, 1, IGNORE]])),
     math.log(4 / 3),
-    because="The label at place 2 is predicted by place 1, which gives it 3/4. Neither place 2 nor place 3 predicts it.",
+    because="The label at place 2 is predicted by place 1, which gives it 3/4. Places 2 and 3 do not predict it.",
 )
 check.close(
     answer_loss(logits, torch.tensor([[1, IGNORE, 1, 0]])),
@@ -1317,6 +1323,8 @@ for asked, said, says in [(3, 2, "shape"), (1, 4, "shape"), (0, 0, "question")]:
 # writes captions as well as before?
 
 # %% experiment=true
+from statistics import mean
+
 import matplotlib.pyplot as plt
 
 from lab import figures, scenes, training
@@ -1495,3 +1503,50 @@ for seed in SEEDS:
                 for question, mine in of_kind.items():
                     share = found[mine].double().mean().item()
                     right[kind].setdefault(question, []).append(share)
+
+figures.use_style()
+fig, axes = plt.subplots(1, 3, figsize=(11.5, 3.8), width_ratios=[1.2, 1.6, 0.8])
+columns = {"picture": ("right", "shuffled", "blank"), "question": KINDS}
+for ax, (name, ticks) in zip(axes, columns.items(), strict=False):
+    for offset, kind, colour in ((-0.2, Flamingo, "C0"), (0.2, Llava, "C1")):
+        for place, tick in enumerate(ticks):
+            shares = right[kind][tick]
+            label = kind.__name__ if place == 0 else None
+            ax.bar(place + offset, mean(shares), 0.38, color=colour, label=label)
+            ax.plot([place + offset] * len(shares), shares, "o", color="black", markersize=3)
+    for place, tick in enumerate(ticks):
+        guess = mean(blind["all" if name == "picture" else tick])
+        label = "best blind guess" if place == 0 else None
+        ax.hlines(guess, place - 0.42, place + 0.42, color="black", linestyle="--", label=label)
+    ax.set_xticks(range(len(ticks)), ticks)
+    ax.set(xlabel=f"the {name}", ylim=(0, 1.05))
+axes[0].set(ylabel="share of answers right", title="all questions")
+axes[1].set(title="the right picture")
+axes[1].legend(fontsize=8, loc="lower left", framealpha=0.8, frameon=True)
+for place, (kind, colour) in enumerate(zip(captions, ("C2", "C0", "C1"), strict=True)):
+    axes[2].bar(place, mean(captions[kind]), 0.6, color=colour)
+    axes[2].plot([place] * len(SEEDS), captions[kind], "o", color="black", markersize=3)
+axes[2].set_xticks(range(3), ["before", "Flamingo", "Llava"])
+axes[2].set(ylabel="nats a token", title="loss on captions")
+
+
+def listed(values: list[float]) -> str:
+    """With two digits."""
+    return ", ".join(f"{value:.2f}" for value in values)
+
+
+figures.show(
+    fig,
+    alt=f"Answers to {TESTED} new questions about pictures, seeds {', '.join(map(str, SEEDS))}; the best blind guess is "
+    f"right in shares of {listed(blind['all'])}. "
+    + " ".join(
+        f"{kind.__name__}: right with the right picture {listed(right[kind]['right'])}, with a shuffled one "
+        f"{listed(right[kind]['shuffled'])}, with a blank one {listed(right[kind]['blank'])}; by question, the right "
+        "picture: "
+        + "; ".join(f"{k} {listed(right[kind][k])} (blind {listed(blind[k])})" for k in KINDS)
+        + "."
+        for kind in MODELS
+    )
+    + f" The language model's loss on captions: {listed(captions['before'])} before; after Flamingo's training "
+    f"{listed(captions[Flamingo])}, after Llava's {listed(captions[Llava])}.",
+)

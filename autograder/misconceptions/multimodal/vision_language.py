@@ -1,8 +1,6 @@
 """Wrong answers to the exercise on vision and language."""
 
-from types import ModuleType
 
-import torch
 
 from autograder.misconceptions import Equivalent, Misconception
 
