@@ -1308,11 +1308,11 @@ for asked, said, says in [(3, 2, "shape"), (1, 4, "shape"), (0, 0, "question")]:
 # ## Experiment: does it look?
 #
 # Pictures of one to three coloured shapes, and questions that need looking: for a colour, a shape, a number, or what
-# lies beside something. First a language model is trained on text alone, captions and questions with their answers;
-# it never sees a picture, and learns how questions and answers sound. Then the same model learns to see in both ways:
-# frozen, with your gated blocks, and with the picture as a prefix, where all of it is trained on. A small encoder of
-# pictures learns along in both. (Flamingo and LLaVA took theirs ready-made: it had learned from pairs of image and
-# text, as CLIP's.)
+# lies beside something. First two models are made that know nothing of each other. An encoder learns to name what lies
+# in each patch. A language model is trained on text alone, captions and questions with their answers; it never sees
+# a picture, and learns how questions and answers sound. Then the two are joined, in both ways: the language model
+# frozen, with your gated blocks, and the picture as a prefix, where the language model is trained on. The encoder
+# stays as it is. (That of Flamingo and LLaVA had learned from pairs of image and text, as CLIP's.)
 #
 # Every model is then asked new questions, three times: with the right picture, with that of another question by your
 # `derangement`, and with a blank one. A line shows what your `blind_accuracy` says of the same questions.
@@ -1329,10 +1329,11 @@ import matplotlib.pyplot as plt
 
 from lab import figures, scenes, training
 
-WIDTH, LAYERS, TEXT_STEPS, STEPS, BATCH, SHOWN = (
-    (128, 4, 2000, 6000, 128, 20_000) if device.type == "cuda" else (48, 2, 300, 1200, 64, 4000)
+WIDTH, LAYERS, TEXT_STEPS, STEPS, SHOWN = (
+    (128, 4, 2000, 6000, 20_000) if device.type == "cuda" else (32, 2, 300, 600, 4000)
 )
-SEEDS, RATE, TESTED, PIXELS, PATCH = (0, 1, 2), 3e-3, 1000, 24, 8
+SEEDS, RATE, BATCH, TESTED, PIXELS = (0, 1, 2), 4e-3, 64, 1000, 24
+PATCH, CELLS = 8, 9  # each cell of a scene is one patch
 LENGTH = 13  # of the longest text
 SIZES = Sizes(
     vocab_size=len(scenes.VOCABULARY),
@@ -1340,61 +1341,53 @@ SIZES = Sizes(
     d_model=WIDTH,
     num_heads=4,
     num_layers=LAYERS,
-    d_image=WIDTH,
+    d_image=WIDTH + CELLS,
 )
 
 
 class PictureEncoder(nn.Module):
-    """A small Vision Transformer without a class token: a vector for each patch."""
+    """Two linear layers for each patch, and the number of the patch as nine more features, 1 at its own and else 0."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.projection = nn.Linear(3 * PATCH**2, WIDTH)
-        self.positions = nn.Parameter(0.02 * torch.randn((PIXELS // PATCH) ** 2, WIDTH))
-        self.block = Block(WIDTH, SIZES.num_heads)
-        self.norm = nn.LayerNorm(WIDTH)
+        self.layers = nn.Sequential(
+            nn.Linear(3 * PATCH**2, 64), nn.GELU(), nn.Linear(64, WIDTH), nn.LayerNorm(WIDTH)
+        )
+        self.naming = nn.Linear(WIDTH, len(scenes.PAIRS) + 1)  # for its own training alone
 
     def forward(
         self, images: Float[Tensor, "batch 3 size size"]
     ) -> Float[Tensor, "batch patches d_image"]:
-        """The patches row by row, each having looked at all."""
-        patches = F.pixel_unshuffle(images, PATCH).flatten(2).mT
-        return self.norm(self.block(self.projection(patches) + self.positions))
-
-
-class Seeing(nn.Module):
-    """An encoder of pictures, and your Flamingo or Llava behind it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.model = PictureEncoder(), model
-
-    def forward(
-        self, tokens: Int[Tensor, "batch length"], images: Float[Tensor, "batch 3 size size"]
-    ) -> Float[Tensor, "batch places vocab_size"]:
-        """The logits at all places that the model has."""
-        return self.model(tokens, self.encoder(images))
+        """The patches, row by row."""
+        patches = self.layers(F.pixel_unshuffle(images, PATCH).flatten(2).mT)
+        places = torch.eye(CELLS, device=device).expand(len(images), CELLS, CELLS)
+        return torch.cat([patches, places], dim=-1)
 
 
 class Asked(NamedTuple):
     """Questions about pictures, a row for each."""
 
     images: Float[Tensor, "n 3 size size"]  # the ground at 0
+    contents: Int[Tensor, "n patches"]  # the kind of thing in each patch; the last number: nothing
     tokens: Int[Tensor, "n length"]
     lengths: Int[Tensor, "n"]  # of the questions, in tokens, with <start>
     answers: Int[Tensor, "n"]
     captions: Int[Tensor, "n length"]
     kinds: list[str]
 
-    def rows(self, chosen: Int[Tensor, "rows"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, tokens and the questions' lengths."""
-        return self.images[chosen], self.tokens[chosen], self.lengths[chosen]
-
 
 def text(words: tuple[str, ...]) -> Int[Tensor, "length"]:
     """The words between <start> and <end>, padded."""
     tokens = scenes.encode(("<start>", *words, "<end>"))
     return F.pad(tokens, (0, LENGTH - len(tokens)), value=PADDING)
+
+
+def contents(scene: scenes.Scene) -> list[int]:
+    """For each cell, row by row, the number of its kind of thing."""
+    found = [len(scenes.PAIRS)] * CELLS
+    for thing in scene:
+        found[3 * int(3 * thing.y) + int(3 * thing.x)] = scenes.PAIRS.index(thing.name)
+    return found
 
 
 def asked(n: int, rng: torch.Generator) -> Asked:
@@ -1404,69 +1397,86 @@ def asked(n: int, rng: torch.Generator) -> Asked:
     questions = [scenes.ask(scene, rng) for scene in drawn]
     return Asked(
         (scenes.render(drawn, PIXELS) - scenes.GROUND).to(device),
+        torch.tensor([contents(scene) for scene in drawn], device=device),
         torch.stack([text((*q.words, q.answer)) for q in questions]).to(device),
-        torch.tensor([1 + len(q.words) for q in questions]).to(device),
+        torch.tensor([1 + len(q.words) for q in questions], device=device),
         scenes.encode([q.answer for q in questions]).to(device),
         torch.stack([text(scenes.caption(scene)) for scene in drawn]).to(device),
         [q.kind for q in questions],
     )
 
 
+def rows(rng: torch.Generator, n: int) -> Int[Tensor, "batch"]:
+    """Random rows of n."""
+    return torch.randint(n, (BATCH,), generator=rng).to(device)
+
+
+def trained_encoder(shown: Asked, seed: int) -> PictureEncoder:
+    """An encoder that has learned to name what lies in each patch."""
+
+    def loss(model: nn.Module, chosen: Tensor) -> Tensor:
+        named = model.naming(model(shown.images[chosen])[..., :WIDTH])
+        return F.cross_entropy(named.flatten(0, 1), shown.contents[chosen].flatten())
+
+    torch.manual_seed(seed)
+    model, rng = PictureEncoder().to(device), lab.generator(f"patches {seed}")
+    label = f"encoder, seed {seed}"
+    training.train(
+        model, lambda rng: rows(rng, SHOWN), loss, TEXT_STEPS, RATE, generator=rng, label=label
+    )
+    return model.requires_grad_(False)
+
+
 def trained_language(shown: Asked, seed: int) -> LanguageModel:
     """A language model that knows captions, questions and answers, and has never seen a picture."""
     texts = torch.cat([shown.captions, shown.tokens])
 
-    def batch(rng: torch.Generator) -> Tensor:
-        return texts[torch.randint(len(texts), (BATCH,), generator=rng).to(device)]
-
-    def loss(model: nn.Module, tokens: Tensor) -> Tensor:
-        return answer_loss(model(tokens), answer_labels(tokens, tokens.new_ones(len(tokens)), 0))
+    def loss(model: nn.Module, chosen: Tensor) -> Tensor:
+        tokens = texts[chosen]
+        return answer_loss(model(tokens), answer_labels(tokens, torch.ones_like(chosen), 0))
 
     torch.manual_seed(seed)
     model, rng = LanguageModel(SIZES).to(device), lab.generator(f"texts {seed}")
+    label = f"text alone, seed {seed}"
     training.train(
-        model, batch, loss, TEXT_STEPS, RATE, generator=rng, label=f"text alone, seed {seed}"
+        model, lambda rng: rows(rng, len(texts)), loss, TEXT_STEPS, RATE, generator=rng, label=label
     )
     return model
 
 
-def trained(kind: type, language: LanguageModel, shown: Asked, seed: int) -> Seeing:
+def trained(
+    kind: type, language: LanguageModel, shown: Asked, pictures: Tensor, seed: int
+) -> nn.Module:
     """Your Flamingo or Llava, begun from this language model, after training on questions about pictures."""
+
+    def loss(model: nn.Module, chosen: Tensor) -> Tensor:
+        tokens, lengths = shown.tokens[chosen], shown.lengths[chosen]
+        logits = model(tokens, pictures[chosen])
+        return answer_loss(logits, answer_labels(tokens, lengths, logits.shape[1] - LENGTH))
+
     torch.manual_seed(seed)
-    model = Seeing(kind(SIZES)).to(device)
-    model.model.language.load_state_dict(language.state_dict())
-
-    def batch(rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        return shown.rows(torch.randint(SHOWN, (BATCH,), generator=rng).to(device))
-
-    def loss(model: nn.Module, rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        images, tokens, lengths = rows
-        logits = model(tokens, images)
-        return answer_loss(
-            logits, answer_labels(tokens, lengths, logits.shape[1] - tokens.shape[1])
-        )
-
-    rng = lab.generator(f"questions {seed}")
+    model, rng = kind(SIZES).to(device), lab.generator(f"questions {seed}")
+    model.language.load_state_dict(language.state_dict())
     label = f"{kind.__name__}, seed {seed}"
-    training.train(model, batch, loss, STEPS, RATE, generator=rng, label=label)
+    training.train(
+        model, lambda rng: rows(rng, SHOWN), loss, STEPS, RATE, generator=rng, label=label
+    )
     return model
 
 
 @torch.no_grad()
-def hits(model: Seeing, test: Asked, images: Tensor) -> Bool[Tensor, "n"]:
+def hits(model: nn.Module, test: Asked, pictures: Tensor) -> Bool[Tensor, "n"]:
     """Which questions are answered right when these are their pictures."""
-    logits = model(test.tokens, images)
-    last = (
-        logits.shape[1] - test.tokens.shape[1] + test.lengths - 1
-    )  # the place of the question mark
+    logits = model(test.tokens, pictures)
+    last = logits.shape[1] - LENGTH + test.lengths - 1  # the place of the question mark
     return logits[torch.arange(len(last)), last].argmax(-1) == test.answers
 
 
+@torch.no_grad()
 def caption_loss(language: nn.Module, test: Asked) -> float:
     """The mean loss on new captions, without a picture, in nats a token."""
-    with torch.no_grad():
-        labels = answer_labels(test.captions, test.lengths * 0 + 1, 0)
-        return answer_loss(language(test.captions), labels).item()
+    labels = answer_labels(test.captions, torch.ones_like(test.lengths), 0)
+    return answer_loss(language(test.captions), labels).item()
 
 
 KINDS = ("colour", "shape", "number", "place")
@@ -1474,35 +1484,29 @@ MODELS = (Flamingo, Llava)
 right = {kind: {} for kind in MODELS}  # by picture, and by kind of question: a share for each seed
 blind, captions = {}, {"before": []} | {kind: [] for kind in MODELS}
 for seed in SEEDS:
-    shown = asked(SHOWN, lab.generator(f"shown {seed}"))
-    test = asked(TESTED, lab.generator(f"test {seed}"))
-    others = derangement(TESTED, lab.generator(f"shuffled {seed}")).to(device)
+    shown, test = (asked(n, lab.generator(f"{n} {seed}")) for n in (SHOWN, TESTED))
+    encoder, language = trained_encoder(shown, seed), trained_language(shown, seed)
+    captions["before"].append(caption_loss(language, test))
+    seen = encoder(test.images)
     pictures = {
-        "right": test.images,
-        "shuffled": test.images[others],
-        "blank": torch.zeros_like(test.images),
+        "right": seen,
+        "shuffled": seen[derangement(TESTED, lab.generator(f"shuffled {seed}")).to(device)],
+        "blank": encoder(torch.zeros_like(test.images)),
     }
-    without_answers = test.tokens.masked_fill(
-        torch.arange(LENGTH, device=device) >= test.lengths[:, None], PADDING
-    )
-    questions = without_answers.unique(dim=0, return_inverse=True)[1]
     of_kind = {kind: torch.tensor([k == kind for k in test.kinds], device=device) for kind in KINDS}
-    blind.setdefault("all", []).append(float(blind_accuracy(questions, test.answers)))
-    for kind, mine in of_kind.items():
+    # A question is its words: the answer and <end> are taken out of the row.
+    answer = torch.arange(LENGTH, device=device) >= test.lengths[:, None]
+    questions = test.tokens.masked_fill(answer, PADDING).unique(dim=0, return_inverse=True)[1]
+    for kind, mine in ({"all": test.answers > 0} | of_kind).items():
         share = float(blind_accuracy(questions[mine], test.answers[mine]))
         blind.setdefault(kind, []).append(share)
-    language = trained_language(shown, seed)
-    captions["before"].append(caption_loss(language, test))
     for kind in MODELS:
-        model = trained(kind, language, shown, seed)
-        captions[kind].append(caption_loss(model.model.language, test))
-        for name, images in pictures.items():
-            found = hits(model, test, images)
-            right[kind].setdefault(name, []).append(found.double().mean().item())
-            if name == "right":
-                for question, mine in of_kind.items():
-                    share = found[mine].double().mean().item()
-                    right[kind].setdefault(question, []).append(share)
+        model = trained(kind, language, shown, encoder(shown.images), seed)
+        captions[kind].append(caption_loss(model.language, test))
+        found = {name: hits(model, test, picture) for name, picture in pictures.items()}
+        found |= {question: found["right"][mine] for question, mine in of_kind.items()}
+        for name, one in found.items():
+            right[kind].setdefault(name, []).append(one.double().mean().item())
 
 figures.use_style()
 fig, axes = plt.subplots(1, 3, figsize=(11.5, 3.8), width_ratios=[1.2, 1.6, 0.8])
@@ -1537,8 +1541,8 @@ def listed(values: list[float]) -> str:
 
 figures.show(
     fig,
-    alt=f"Answers to {TESTED} new questions about pictures, seeds {', '.join(map(str, SEEDS))}; the best blind guess is "
-    f"right in shares of {listed(blind['all'])}. "
+    alt=f"Answers to {TESTED} new questions about pictures, seeds {', '.join(map(str, SEEDS))}. The best blind "
+    f"guess is right in shares of {listed(blind['all'])}. "
     + " ".join(
         f"{kind.__name__}: right with the right picture {listed(right[kind]['right'])}, with a shuffled one "
         f"{listed(right[kind]['shuffled'])}, with a blank one {listed(right[kind]['blank'])}; by question, the right "

@@ -1,7 +1,5 @@
 """Wrong answers to the exercise on vision and language."""
 
-
-
 from autograder.misconceptions import Equivalent, Misconception
 
 FETCHED = "attend(self.q_proj(x), self.k_proj(picture), self.v_proj(picture), self.num_heads)"
