@@ -1554,3 +1554,16 @@ figures.show(
     + f" The language model's loss on captions: {listed(captions['before'])} before; after Flamingo's training "
     f"{listed(captions[Flamingo])}, after Llava's {listed(captions[Llava])}.",
 )
+
+# %% [markdown]
+# Read the left picture from the line upwards. A model whose bar with the right picture is not clearly above the best
+# blind guess has not been shown to look. If it is above, the other two bars should fall: with the picture of another
+# question or with none the same model has nothing to go by. They may fall below the line, because a model that
+# looks believes what it sees, and the blind guess is the best there is without seeing.
+#
+# The middle picture says which questions are hard. A colour or a shape is read off one patch. A number takes all of
+# them, and a place two: the one that is named, and the one beside it.
+#
+# One thing on the right needs no measuring. Flamingo's language model is frozen, so its loss on captions is what it
+# was, to the last digit. Llava's was trained on questions alone, and nothing in that loss asked it to remember how
+# captions go.
