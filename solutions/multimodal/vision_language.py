@@ -1330,7 +1330,7 @@ import matplotlib.pyplot as plt
 from lab import figures, scenes, training
 
 WIDTH, LAYERS, TEXT_STEPS, STEPS, SHOWN = (
-    (128, 4, 2000, 6000, 20_000) if device.type == "cuda" else (32, 2, 300, 600, 4000)
+    (128, 4, 2000, 6000, 20_000) if device.type == "cuda" else (32, 2, 300, 600, 3000)
 )
 SEEDS, RATE, BATCH, TESTED, PIXELS = (0, 1, 2), 4e-3, 64, 1000, 24
 PATCH, CELLS = 8, 9  # each cell of a scene is one patch
