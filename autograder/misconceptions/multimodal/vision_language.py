@@ -358,16 +358,6 @@ MISCONCEPTIONS = [
         wrong={MASK: "return (places <= places[:, None]) | (places <= patches)"},
     ),
     Misconception(
-        name="own_mask_not_used",
-        part="prefix",
-        says="Your model runs its blocks with a causal mask over picture and text. It has prefix_mask for that.",
-        wrong={
-            "mask = prefix_mask(picture.shape[1], tokens.shape[1])": (
-                "mask = causal_mask(picture.shape[1] + tokens.shape[1])"
-            )
-        },
-    ),
-    Misconception(
         name="picture_after_the_text",
         part="prefix",
         says="Your picture stands after the text. It comes first: words see only what is before them.",
