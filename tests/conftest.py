@@ -57,6 +57,16 @@ def pytest_collection_modifyitems(config, items):
     items[:] = kept
 
 
+def pytest_collection_finish(session):
+    """Says so where pytest-xdist keeps no groups: what is dear would be made in every process, unnoticed."""
+    if getattr(session.config.option, "loadgroup", False):
+        for item in session.items:
+            if item.get_closest_marker("xdist_group") and "@" not in item.nodeid:
+                raise pytest.UsageError(
+                    "pytest-xdist does not keep groups of tests under this pytest"
+                )
+
+
 def pytest_terminal_summary(terminalreporter, config):
     passed = unchanged.passed()
     if passed and not config.getoption("again"):

@@ -233,7 +233,9 @@ def said(where) -> str:
 def finish(run, family) -> int:
     """Waits for a run to end and checks that none of its processes goes on; gives its exit code."""
     _, status = os.waitpid(run.pid, 0)
-    _, alive = psutil.wait_procs(set(family) - {run}, timeout=20)
+    _, alive = psutil.wait_procs(
+        set(family) - {run}, timeout=60
+    )  # a processor may be wanted by many
     assert not alive, f"still running: {alive}"
     return os.waitstatus_to_exitcode(status)
 
