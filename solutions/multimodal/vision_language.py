@@ -748,8 +748,9 @@ def prefix_mask(patches: int, length: int) -> Bool[Tensor, "patches+length patch
         On ``device``.
     """
     ### BEGIN SOLUTION
-    places = torch.arange(patches + length, device=device)
-    return (places <= places[:, None]) | (places < patches)
+    mask = causal_mask(patches + length)
+    mask[:, :patches] = True
+    return mask
     ### END SOLUTION
 
 
@@ -979,7 +980,8 @@ def answer_loss(
     following = labels[:, 1:]
     if (following == IGNORE).all():
         raise ValueError("there is no label to learn from")
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), following.flatten(), ignore_index=IGNORE)
+    # cross_entropy leaves IGNORE out by itself, and takes the mean over the rest.
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), following.flatten())
     ### END SOLUTION
 
 

@@ -1,5 +1,10 @@
 """Wrong answers to the exercise on vision and language."""
 
+import functools
+from types import ModuleType
+
+import torch
+
 from autograder.misconceptions import Equivalent, Misconception
 
 FETCHED = "attend(self.q_proj(x), self.k_proj(picture), self.v_proj(picture), self.num_heads)"
@@ -12,11 +17,12 @@ ADAPTERS = (
     "        )"
 )
 STEP = "x = block(adapter(x, picture), mask)"
-MASK = "return (places <= places[:, None]) | (places < patches)"
+FILLED = "mask[:, :patches] = True"
+MASK = "return mask"
 SEQUENCE = "torch.cat([self.projection(picture), self.language.embed(tokens)], dim=1)"
 LEARNED = "(places >= questions[:, None]) & (tokens != PADDING)"
 LABELS = "F.pad(tokens.masked_fill(~learned, IGNORE), (patches, 0), value=IGNORE)"
-LOSS = "F.cross_entropy(logits[:, :-1].flatten(0, 1), following.flatten(), ignore_index=IGNORE)"
+LOSS = "F.cross_entropy(logits[:, :-1].flatten(0, 1), following.flatten())"
 CIRCLE = "circle = torch.randperm(n, generator=generator)"
 MOVED = (
     "result[circle] = circle.roll(1)  # each gets the one before it on a random circle through all"
@@ -306,56 +312,49 @@ MISCONCEPTIONS = [
         name="picture_attended_causally",
         part="prefix",
         says="Your mask is causal throughout. LLaVA's was too, but here the patches all see each other.",
-        wrong={MASK: "return places <= places[:, None]"},
+        wrong={FILLED: ""},
     ),
     Misconception(
         name="all_see_all",
         part="prefix",
         says="In your mask everybody sees everybody, and the words see those they have to predict.",
-        wrong={
-            MASK: "return torch.ones(len(places), len(places), dtype=torch.bool, device=device)"
-        },
+        wrong={FILLED: "mask[:] = True"},
     ),
     Misconception(
         name="picture_sees_the_text",
         part="prefix",
         says="In your mask the patches see the words, and through them every word sees later words.",
-        wrong={
-            MASK: "return (places <= places[:, None]) | (places < patches) | (places[:, None] < patches)"
-        },
+        wrong={FILLED: "mask[:, :patches] = True\n    mask[:patches] = True"},
     ),
     Misconception(
         name="rows_and_columns_exchanged",
         part="prefix",
         says="Your mask is transposed. Row i says what place i sees.",
-        wrong={MASK: "return ((places <= places[:, None]) | (places < patches)).T"},
+        wrong={MASK: "return mask.T"},
     ),
     Misconception(
         name="true_where_hidden",
         part="prefix",
         says="Your mask is True where one may not look. Here True is: may look.",
-        wrong={MASK: "return ~((places <= places[:, None]) | (places < patches))"},
+        wrong={MASK: "return ~mask"},
     ),
     Misconception(
         name="text_blind",
         part="prefix",
         says="In your mask the words see no patch: text and picture are kept apart.",
-        wrong={
-            MASK: "text = places >= patches\n"
-            "    return (text == text[:, None]) & ((places <= places[:, None]) | (places < patches))"
-        },
+        wrong={FILLED: "mask[:patches, :patches] = True\n    mask[patches:, :patches] = False"},
     ),
     Misconception(
         name="not_oneself",
         part="prefix",
         says="In your mask a word does not see itself. It sees the places up to its own.",
-        wrong={MASK: "return (places < places[:, None]) | (places < patches)"},
+        wrong={FILLED: "mask = mask.tril(-1)\n    mask[:, :patches] = True"},
     ),
     Misconception(
         name="first_word_among_the_picture",
         part="prefix",
         says="In your mask the first word counts as a patch that all patches see. The picture has places 0 to patches − 1.",
-        wrong={MASK: "return (places <= places[:, None]) | (places <= patches)"},
+        wrong={FILLED: "mask[:, : patches + 1] = True"},
     ),
     Misconception(
         name="picture_after_the_text",
@@ -447,25 +446,19 @@ MISCONCEPTIONS = [
         name="not_shifted",
         part="loss",
         says="Your loss compares the logits of a place with the label of the same place. A place predicts the next one.",
-        wrong={
-            LOSS: "F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)"
-        },
+        wrong={LOSS: "F.cross_entropy(logits.flatten(0, 1), labels.flatten())"},
     ),
     Misconception(
         name="shifted_backwards",
         part="loss",
         says="Your loss compares a place's logits with the label before it. A place predicts what follows.",
-        wrong={
-            LOSS: "F.cross_entropy(logits[:, 1:].flatten(0, 1), labels[:, :-1].flatten(), ignore_index=IGNORE)"
-        },
+        wrong={LOSS: "F.cross_entropy(logits[:, 1:].flatten(0, 1), labels[:, :-1].flatten())"},
     ),
     Misconception(
         name="shifted_twice",
         part="loss",
         says="Your loss compares a place's logits with the label two places on. The labels are not shifted yet: shift once.",
-        wrong={
-            LOSS: "F.cross_entropy(logits[:, :-2].flatten(0, 1), labels[:, 2:].flatten(), ignore_index=IGNORE)"
-        },
+        wrong={LOSS: "F.cross_entropy(logits[:, :-2].flatten(0, 1), labels[:, 2:].flatten())"},
     ),
     Misconception(
         name="mean_over_all_places",
@@ -473,7 +466,7 @@ MISCONCEPTIONS = [
         says="Your sum is divided by the number of all places, those not learned from included.",
         wrong={
             LOSS: "F.cross_entropy(\n"
-            "        logits[:, :-1].flatten(0, 1), following.flatten(), ignore_index=IGNORE, reduction='sum'\n"
+            "        logits[:, :-1].flatten(0, 1), following.flatten(), reduction='sum'\n"
             "    ) / following.numel()"
         },
     ),
@@ -483,7 +476,7 @@ MISCONCEPTIONS = [
         says="Your loss is a mean of the rows' means. It is the mean over all learned tokens of the batch.",
         wrong={
             LOSS: "torch.stack([\n"
-            "        F.cross_entropy(row[:-1], right, ignore_index=IGNORE)\n"
+            "        F.cross_entropy(row[:-1], right)\n"
             "        for row, right in zip(logits, following)\n"
             "        if (right != IGNORE).any()\n"
             "    ]).mean()"
@@ -495,7 +488,7 @@ MISCONCEPTIONS = [
         says="Your loss is a sum over the learned tokens. It is their mean.",
         wrong={
             LOSS: "F.cross_entropy(\n"
-            "        logits[:, :-1].flatten(0, 1), following.flatten(), ignore_index=IGNORE, reduction='sum'\n"
+            "        logits[:, :-1].flatten(0, 1), following.flatten(), reduction='sum'\n"
             "    )"
         },
     ),
@@ -566,5 +559,50 @@ MISCONCEPTIONS = [
     ),
 ]
 
-EQUIVALENT: list[Equivalent] = []
-EXAMPLES: dict = {}
+LAYERS = "for adapter, block in zip(self.adapters, self.language.blocks, strict=True):"
+AS_MANY = "There are as many gated blocks as blocks of the language model."
+
+EQUIVALENT = [
+    Equivalent(
+        part="flamingo",
+        before=LAYERS,
+        after=LAYERS.replace(", strict=True", ""),
+        because=AS_MANY,
+    ),
+    Equivalent(
+        part="flamingo",
+        before=LAYERS,
+        after=LAYERS.replace("strict=True", "strict=False"),
+        because=AS_MANY,
+    ),
+    Equivalent(
+        part="loss",
+        before="places = torch.arange(tokens.shape[1], device=tokens.device)",
+        after="places = torch.arange(tokens.shape[1])",
+        because="On the CPU there is one device. On a GPU the tests notice it.",
+    ),
+]
+
+
+@functools.cache
+def _model(answers: ModuleType) -> torch.nn.Module:
+    return answers.Flamingo(answers.Sizes(5, 3, 4, 2, 2, 3))
+
+
+def _flamingo(answers: ModuleType, rng: torch.Generator) -> object:
+    model = _model(answers)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.7 * torch.randn(parameter.shape, generator=rng))
+        tokens = torch.randint(5, (2, 3), generator=rng)
+        return model(tokens, torch.randn(2, 4, 3, generator=rng))
+
+
+def _labels(answers: ModuleType, rng: torch.Generator) -> object:
+    batch, length, patches = torch.randint(1, 5, (3,), generator=rng).tolist()
+    tokens = torch.randint(4, (batch, length), generator=rng)
+    questions = torch.randint(length + 1, (batch,), generator=rng)
+    return answers.answer_labels(tokens, questions, patches)
+
+
+EXAMPLES = {"flamingo": _flamingo, "loss": _labels}

@@ -448,9 +448,8 @@ class CrossAttention(nn.Module):
 
 # %% style="one_of_each" part="prefix"
 def prefix_mask(patches, length):
-    mask = causal_mask(patches + length)
-    mask[:, :patches] = True
-    return mask
+    places = torch.arange(patches + length, device=device)
+    return (places <= places[:, None]) | (places < patches)
 
 
 class Llava(nn.Module):
