@@ -64,6 +64,20 @@ MISCONCEPTIONS = [
         },
     ),
     Misconception(
+        name="pictures_width_forgotten",
+        part="cross",
+        says="Your keys and values are made from d_model features. They are made from the picture's, of which there are "
+        "d_image.",
+        wrong={
+            "self.k_proj = nn.Linear(d_image, d_model, bias=False)": (
+                "self.k_proj = nn.Linear(d_model, d_model, bias=False)"
+            ),
+            "self.v_proj = nn.Linear(d_image, d_model, bias=False)": (
+                "self.v_proj = nn.Linear(d_model, d_model, bias=False)"
+            ),
+        },
+    ),
+    Misconception(
         name="picture_seen_causally",
         part="cross",
         says="Your first word sees the first patch only, the second word two patches: a causal mask lies on the picture. "
