@@ -1569,9 +1569,17 @@ figures.show(
 # question or with none the same model has nothing to go by. They may fall below the line, because a model that
 # looks believes what it sees, and the blind guess is the best there is without seeing.
 #
-# The middle picture says which questions are hard. A colour or a shape is read off one patch. A number takes all of
-# them, and a place two: the one that is named, and the one beside it.
+# The one that is trained on answered more in each of our three seeds, though about as many parameters learn in both.
+# How the two ways compare in models as large as Flamingo and LLaVA, that does not say.
+#
+# The middle picture says which questions are hard. A colour or a shape is read off one patch, once this patch is
+# found. A number takes all of them. A place takes two steps, to the thing that is named and from there to the one
+# beside it, and the small models of the preset without a GPU have hardly learned that. Flamingo was about as good
+# there as the blind guess in each seed, and Llava somewhat better, but far from what it reaches on the other questions.
+# (Where the picture has two things only, one need not even know where they lie: the other one is meant.) All questions
+# taken together would have hidden this. Whether more steps or a wider model change it, you can try: `STEPS` and
+# `WIDTH`.
 #
 # One thing on the right needs no measuring. Flamingo's language model is frozen, so its loss on captions is what it
 # was, to the last digit. Llava's was trained on questions alone, and nothing in that loss asked it to remember how
-# captions go.
+# captions go. It did not, in any of the seeds.
