@@ -1533,8 +1533,8 @@ for ax, (name, ticks) in zip(axes, columns.items(), strict=False):
     ax.set_xticks(range(len(ticks)), ticks)
     ax.set(xlabel=f"the {name}", ylim=(0, 1.05))
 axes[0].set(ylabel="share of answers right", title="all questions")
+axes[0].legend(fontsize=8, loc="upper right")
 axes[1].set(title="the right picture")
-axes[1].legend(fontsize=8, loc="lower left", framealpha=0.8, frameon=True)
 for place, (kind, colour) in enumerate(zip(captions, ("C2", "C0", "C1"), strict=True)):
     axes[2].bar(place, mean(captions[kind]), 0.6, color=colour)
     axes[2].plot([place] * len(SEEDS), captions[kind], "o", color="black", markersize=3)
