@@ -593,7 +593,7 @@ def test_where_words_look_is_found_by_keyboard_and_said(elements):
     )
 
 
-def test_a_click_chooses_a_patch_and_another_question_begins_at_its_last_word(elements):
+def test_a_click_chooses_a_patch_and_a_question_begins_where_covering_costs_most(elements):
     figure = elements.locator('[data-figure="looking"]')
     state, picture = figure.locator("[aria-live]"), figure.get_by_role("img")
     box = picture.bounding_box()
@@ -604,7 +604,7 @@ def test_a_click_chooses_a_patch_and_another_question_begins_at_its_last_word(el
         assert "Row 2, column 2, the blue cross" in state.text_content()
     figure.get_by_role("combobox").select_option("1")
     assert state.text_content().startswith(
-        "“how many ?” The model says two, right is one; it gives one 30 %. Row 2, column 2, the blue cross: “?” looks"
+        "“how many ?” The model says two, right is one; it gives one 30 %. Row 1, column 1, the red circle: “?” looks"
     )
 
 

@@ -22,13 +22,13 @@ export function lookers(words, looks, patch, most = 2) {
 }
 
 export function mount(figure, { side, ground, colours, scenes }) {
-  const state = { scene: 0, word: scenes[0].words.length - 1, row: Math.floor(side / 2), column: Math.floor(side / 2) };
+  const state = {};
+  begin(0);
   const controls = make("div", "course-controls");
   const select = make("select", "");
   scenes.forEach((scene, i) => select.append(new Option(scene.words.join(" "), String(i))));
   select.addEventListener("change", () => {
-    state.scene = Number(select.value);
-    state.word = scenes[state.scene].words.length - 1;
+    begin(Number(select.value));
     fit();
     draw();
   });
@@ -36,7 +36,7 @@ export function mount(figure, { side, ground, colours, scenes }) {
   const row = slider("Row", { min: 0, max: side - 1, value: state.row }, (place) => change({ row: place }));
   const column = slider("Column", { min: 0, max: side - 1, value: state.column }, (place) => change({ column: place }));
   controls.append(line("Question", select), word.control, row.control, column.control);
-  const svg = shape(null, "svg", { viewBox: `0 0 ${2 * SIZE + 20} ${SIZE}`, role: "img" });
+  const svg = shape(null, "svg", { viewBox: `0 0 ${2 * SIZE + 20} ${SIZE}`, style: "margin-top: 0.5rem", role: "img" });
   const note = make(
     "p",
     "course-caption",
@@ -54,9 +54,15 @@ export function mount(figure, { side, ground, colours, scenes }) {
     const y = (event.clientY - box.top) * scale;
     if (x >= SIZE) return;
     change({ row: Math.min(side - 1, Math.floor((y / SIZE) * side)), column: Math.floor((x / SIZE) * side) });
-    row.input.value = state.row;
-    column.input.value = state.column;
+    fit();
   });
+
+  // At a question's last word, and at the patch without which the answer suffers the most.
+  function begin(scene) {
+    const { words, covered } = scenes[scene];
+    const patch = covered.indexOf(Math.min(...covered));
+    Object.assign(state, { scene, word: words.length - 1, row: Math.floor(patch / side), column: patch % side });
+  }
 
   function change(values) {
     Object.assign(state, values);
@@ -66,6 +72,8 @@ export function mount(figure, { side, ground, colours, scenes }) {
   function fit() {
     word.input.max = scenes[state.scene].words.length - 1;
     word.input.value = state.word;
+    row.input.value = state.row;
+    column.input.value = state.column;
   }
 
   function draw() {
