@@ -1461,8 +1461,8 @@ for temperature in (0.5, 2.0):
 #
 # Who says whether an answer is right? Nobody who took part. A name must be spelled exactly. A picture is shown to a
 # classifier that was fitted to the training scans themselves, a support vector machine. A tone is heard by your
-# receiver. How well the judges do with real scans and tones, before and after the tokenizer, is measured beside it: no
-# model can be expected to draw better than its codes.
+# receiver. How well the judges do with real scans and tones, before and after the tokenizer, is measured beside it:
+# what the codes have lost no model can say.
 #
 # Three seeds. On a GPU a larger preset runs. Before you run it: six directions, which will be the hardest?
 
@@ -1740,7 +1740,8 @@ display(Audio(torch.cat(dialled).numpy(), rate=tones.RATE))
 # %% [markdown]
 # Read each bar against its lines. The dashed line is a guess. The other, where there is one, is what the codes can say:
 # real scans and tones, coded and decoded, before the same judge. What a bar misses below that line is the model's
-# doing; what the line misses is the tokenizer's. Names have no line, because letters are coded without loss.
+# doing; what the line misses is the tokenizer's, or the judge's. A bar of pictures can reach its line: the model draws
+# what is usual, and people do not always. Names have no line, because letters are coded without loss.
 #
 # A name and a tone say which digit it is, and hardly anything else. A picture also has a handwriting. From a picture
 # the model has to find what is essential, and to a name it has to add what nobody said. Set `TEMPERATURE` to 0: asked
