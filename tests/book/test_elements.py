@@ -604,7 +604,7 @@ def test_a_click_chooses_a_patch_and_a_question_begins_where_covering_costs_most
         assert "Row 2, column 2, the blue cross" in state.text_content()
     figure.get_by_role("combobox").select_option("1")
     assert state.text_content().startswith(
-        "“how many ?” The model says two, right is one; it gives one 30 %. Row 1, column 1, the red circle: “?” looks"
+        "“how many ?” The model says two, right is one; it gives one 30 %. Row 1, column 1, the ground: “?” looks"
     )
 
 
