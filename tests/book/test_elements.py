@@ -298,7 +298,7 @@ def test_conversation_moves_by_keyboard_and_says_so(elements):
     )
     assert figure.locator(".forgotten").count() == 7 and figure.locator(".seen").count() == 5
     # A window of 1,024 holds two turns.
-    figure.get_by_role("combobox", name="Context window").select_option("1024")
+    figure.get_by_role("combobox", name="Context window").select_option("1,024")
     assert figure.locator(".seen").count() == 2
     assert "sees 2, up to turn 12" in figure.get_by_role("img").get_attribute("aria-label")
 

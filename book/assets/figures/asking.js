@@ -2,7 +2,7 @@
 // Data: {models: [name, …], questions: [{text, truth, answers: [{steps: [{word, p, rank, top: [[word, p], …]}, …],
 // counts: [right, refusals, wrong]}, …]}, …]}; `answers` follows `models`, `top` holds the likeliest words, likeliest first.
 
-import { make, around, line, slider } from "./parts.js";
+import { make, around, chooser, slider } from "./parts.js";
 
 const VERDICTS = ["right", "does not know", "wrong"];
 
@@ -33,18 +33,14 @@ export function mount(figure, { models, questions }) {
     state.word = n;
     draw();
   });
-  const choose = (key, names) => {
-    const chooser = document.createElement("select");
-    chooser.append(...names.map((name) => make("option", "", name)));
-    chooser.addEventListener("change", () => {
-      Object.assign(state, { [key]: chooser.selectedIndex, word: 0 });
+  const choose = (name, names, key) =>
+    chooser(name, names, (place) => {
+      Object.assign(state, { [key]: place, word: 0 });
       draw();
-    });
-    return chooser;
-  };
+    }).control;
   controls.append(
-    line("Question", choose("question", questions.map(({ text }) => text))),
-    line("Model", choose("model", models)),
+    choose("Question", questions.map(({ text }) => text), "question"),
+    choose("Model", models, "model"),
     word.control,
   );
 

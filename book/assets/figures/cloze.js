@@ -3,7 +3,7 @@
 // `guesses` follows `models`; `top` holds the likeliest words, likeliest first; `rank` is that of the hidden word, or
 // null where the model does not have it among its words.
 
-import { make, line, slider } from "./parts.js";
+import { make, chooser, line, slider } from "./parts.js";
 
 // A guess is right whatever its capitals and the space around it.
 export function matches(guess, word) {
@@ -30,11 +30,9 @@ export function mount(figure, { models, sentences }) {
   const key = () => `${state.sentence} ${state.blank}`;
 
   const controls = make("div", "course-controls");
-  const chooser = document.createElement("select");
-  sentences.forEach((_, i) => chooser.append(make("option", "", `number ${i + 1}`)));
-  chooser.addEventListener("change", () => turn({ sentence: chooser.selectedIndex, blank: 0 }));
+  const sentence = chooser("Sentence", sentences.map((_, i) => `number ${i + 1}`), (place) => turn({ sentence: place, blank: 0 }));
   const blank = slider("Blank", { min: 0, value: 0 }, (n) => turn({ blank: n }));
-  controls.append(line("Sentence", chooser), blank.control);
+  controls.append(sentence.control, blank.control);
 
   const page = make("p", "cloze-text");
   const form = make("form", "cloze-guess");

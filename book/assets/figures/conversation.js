@@ -1,7 +1,7 @@
 // A conversation as the text that a model reads: which turns still fit, and how much reading they have cost.
 // Data, all optional: {turns, tokens, window}: turns of the conversation, tokens of each, tokens that fit.
 
-import { make, line, slider } from "./parts.js";
+import { make, chooser, slider } from "./parts.js";
 
 // The turns, from `first` to `turn`, which the prompt of a turn can hold, the latest ones, and their tokens.
 export function prompt(turn, tokens, window) {
@@ -24,19 +24,17 @@ export function mount(figure, { turns = 40, tokens = 150, window = 4096 } = {}) 
     state.turn = turn;
     draw();
   });
-  const choose = (key, values) => {
-    const chooser = document.createElement("select");
-    chooser.append(...values.map((v) => new Option(v.toLocaleString("en"), v, v === state[key], v === state[key])));
-    chooser.addEventListener("change", () => {
-      state[key] = Number(chooser.value);
+  const choose = (name, values, key) => {
+    const chosen = (place) => {
+      state[key] = values[place];
       draw();
-    });
-    return chooser;
+    };
+    return chooser(name, values.map((v) => v.toLocaleString("en")), chosen, values.indexOf(state[key])).control;
   };
   controls.append(
     latest.control,
-    line("Tokens a turn", choose("tokens", [50, 150, 400])),
-    line("Context window", choose("window", [1024, 2048, 4096, 8192])),
+    choose("Tokens a turn", [50, 150, 400], "tokens"),
+    choose("Context window", [1024, 2048, 4096, 8192], "window"),
   );
   const strip = make("div", "turns");
   strip.setAttribute("role", "img");

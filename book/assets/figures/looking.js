@@ -2,7 +2,7 @@
 // Data: {side, ground: colour, colours: {name: colour}, scenes: [{things: [{colour, shape, x, y, radius}, …], words: [word, …],
 // answer, said, probability, looks: [[weight of each patch, …] of each word], covered: [probability, …], coveredSaid: [word, …]}, …]}.
 
-import { make, line, slider, shape, percent } from "./parts.js";
+import { make, chooser, slider, shape, percent } from "./parts.js";
 
 const SIZE = 240;
 
@@ -10,7 +10,7 @@ const SIZE = 240;
 export function lying(things, patch, side) {
   const [y, x] = [(Math.floor(patch / side) + 0.5) / side, ((patch % side) + 0.5) / side];
   const there = things.filter((thing) => Math.hypot(thing.x - x, thing.y - y) < thing.radius);
-  return there.length ? `${there.map((thing) => `the ${thing.colour} ${thing.shape}`).join(", ")}` : "the ground";
+  return there.map((thing) => `the ${thing.colour} ${thing.shape}`).join(", ") || "the ground";
 }
 
 // The words that look at a patch the most, with their shares.
@@ -25,17 +25,15 @@ export function mount(figure, { side, ground, colours, scenes }) {
   const state = {};
   begin(0);
   const controls = make("div", "course-controls");
-  const select = make("select", "");
-  scenes.forEach((scene, i) => select.append(new Option(scene.words.join(" "), String(i))));
-  select.addEventListener("change", () => {
-    begin(Number(select.value));
+  const question = chooser("Question", scenes.map(({ words }) => words.join(" ")), (place) => {
+    begin(place);
     fit();
     draw();
   });
   const word = slider("A word looks", { min: 0 }, (place) => change({ word: place }));
   const row = slider("Row", { min: 0, max: side - 1, value: state.row }, (place) => change({ row: place }));
   const column = slider("Column", { min: 0, max: side - 1, value: state.column }, (place) => change({ column: place }));
-  controls.append(line("Question", select), word.control, row.control, column.control);
+  controls.append(question.control, word.control, row.control, column.control);
   const svg = shape(null, "svg", { viewBox: `0 0 ${2 * SIZE + 20} ${SIZE}`, style: "margin-top: 0.5rem", role: "img" });
   const note = make(
     "p",

@@ -3,7 +3,7 @@
 // `size` and `active` count parameters (`active` where not all are used for a token), `context` tokens, `kind` is an
 // index of `kinds`, `from` the name of the model whose weights were trained further, `data` what training data is public.
 
-import { make, line, slider, shape, write } from "./parts.js";
+import { make, chooser, slider, shape, write } from "./parts.js";
 
 const BOX = { left: 44, right: 14, top: 14, bottom: 36, width: 480, height: 320 };
 const SHOWN = { years: [2018, 2026], size: [8, 12] }; // the sizes in powers of ten
@@ -62,15 +62,13 @@ export function mount(figure, { kinds, models }) {
     state.name = listed()[place].name;
     draw();
   });
-  const chooser = document.createElement("select");
-  chooser.append(...["all", ...kinds].map((name, i) => new Option(name, i - 1)));
-  for (const option of chooser.options) option.disabled = option.value >= 0 && !models.some((m) => m.kind === Number(option.value));
-  chooser.addEventListener("change", () => {
-    state.kind = Number(chooser.value);
+  const licence = chooser("Licence", ["all", ...kinds], (place) => {
+    state.kind = place - 1;
     state.name = listed()[nearest(listed(), models, state.name)].name;
     draw();
   });
-  controls.append(model.control, line("Licence", chooser));
+  kinds.forEach((_, kind) => (licence.select.options[kind + 1].disabled = !models.some((m) => m.kind === kind)));
+  controls.append(model.control, licence.control);
   const svg = shape(null, "svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img" });
   const marks = ["Circles", "triangles", "squares"];
   const note = make(

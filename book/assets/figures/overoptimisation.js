@@ -2,7 +2,7 @@
 // Data: {questions: [{text, truth}, …], methods: [name, …], seeds: [n, …], runs: [[[{step, kl, reward, gold, right,
 // refusals, said: [[text, verdict, gold], …]}, …], …], …]}: runs[method][seed][point], `said` follows `questions`.
 
-import { make, around, line, slider, shape, percent, signed, head, write } from "./parts.js";
+import { make, around, chooser, slider, shape, percent, signed, head, write } from "./parts.js";
 
 // How far both rewards have come from the first point.
 export function gains(points) {
@@ -21,8 +21,8 @@ export function mount(figure, { questions, methods, seeds, runs }) {
     draw();
   });
   controls.append(
-    line("Method", chooser("method", methods)),
-    line("Seed", chooser("seed", seeds.map(String))),
+    choose("Method", methods, "method"),
+    choose("Seed", seeds, "seed"),
     training.control,
   );
   const svg = shape(null, "svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img" });
@@ -36,15 +36,12 @@ export function mount(figure, { questions, methods, seeds, runs }) {
   const table = make("table", "course-table");
   figure.append(controls, svg, note, text, table);
 
-  function chooser(key, names) {
-    const select = document.createElement("select");
-    select.append(...names.map((name) => make("option", "", name)));
-    select.addEventListener("change", () => {
-      Object.assign(state, { [key]: select.selectedIndex });
+  function choose(name, names, key) {
+    return chooser(name, names, (place) => {
+      state[key] = place;
       state.point = Math.min(state.point, points().length - 1);
       draw();
-    });
-    return select;
+    }).control;
   }
 
   function draw() {

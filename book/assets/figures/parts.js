@@ -27,6 +27,15 @@ export function slider(name, range, moved) {
   return { control: line(name, input, value), input, say };
 }
 
+// A list to choose from, as such a control. `chosen` gets the place of each new choice.
+export function chooser(name, names, chosen, place = 0) {
+  const select = document.createElement("select");
+  select.append(...names.map((text, i) => new Option(text, i)));
+  select.selectedIndex = place;
+  select.addEventListener("change", () => chosen(select.selectedIndex));
+  return { control: line(name, select), select };
+}
+
 // An element of a picture.
 export function shape(parent, tag, attributes) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);

@@ -1,7 +1,7 @@
 // Sinusoidal positions (Vaswani 2017, section 3.5), to explore.
 // Data, all optional: {d_model, base, length, position}.
 
-import { line, slider, shape } from "./parts.js";
+import { chooser, slider, shape } from "./parts.js";
 
 // One row of the table: PE[pos, 2i] = sin(pos / base^(2i/d)), PE[pos, 2i+1] = cos(the same).
 export function encoding(position, dModel, base = 10000) {
@@ -29,8 +29,8 @@ export function mount(figure, { d_model = 32, base = 10000, length = 64, positio
   const controls = document.createElement("div");
   controls.className = "course-controls";
   controls.append(
-    chooser("Dimensions d", [16, 32, 64], state.dModel, (v) => (state.dModel = v)),
-    chooser("Base", [10, 100, 1000, 10000], state.base, (v) => (state.base = v)),
+    choose("Dimensions d", [16, 32, 64], "dModel"),
+    choose("Base", [10, 100, 1000, 10000], "base"),
     place.control,
   );
 
@@ -64,11 +64,12 @@ export function mount(figure, { d_model = 32, base = 10000, length = 64, positio
       `${Math.max(...others).toFixed(2)} with another position, least ${dots[lowest].toFixed(2)} with position ${lowest}.`;
   }
 
-  function chooser(label, values, value, set) {
-    const select = document.createElement("select");
-    for (const v of values) select.append(new Option(String(v), String(v), v === value, v === value));
-    select.addEventListener("change", () => { set(Number(select.value)); draw(); });
-    return line(label, select);
+  function choose(name, values, key) {
+    const chosen = (place) => {
+      state[key] = values[place];
+      draw();
+    };
+    return chooser(name, values, chosen, values.indexOf(state[key])).control;
   }
 
   draw();

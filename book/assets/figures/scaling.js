@@ -1,7 +1,7 @@
 // Chinchilla's loss L(N, D) = E + A/N^alpha + B/D^beta (Hoffmann 2022), to explore.
 // Data: {fits: [{name, E, A, B, alpha, beta}, …], models: [{name, N, D}, …]}.
 
-import { line, slider, shape } from "./parts.js";
+import { chooser, slider, shape } from "./parts.js";
 
 export const HOFFMANN = { E: 1.69, A: 406.4, B: 410.7, alpha: 0.34, beta: 0.28 };
 
@@ -31,9 +31,13 @@ export function mount(figure, { fits = [{ name: "Hoffmann 2022", ...HOFFMANN }],
   controls.append(N.control, D.control, C.control);
   const models_ = chooser("Model", ["none", ...models.map((m) => m.name)], (i) => {
     if (i > 0) Object.assign(state, { N: Math.log10(models[i - 1].N), D: Math.log10(models[i - 1].D) });
+    draw();
   });
-  const fits_ = chooser("Constants", fits.map((f) => f.name), (i) => (state.fit = i));
-  controls.append(models_.line, fits_.line);
+  const fits_ = chooser("Constants", fits.map((f) => f.name), (i) => {
+    state.fit = i;
+    draw();
+  });
+  controls.append(models_.control, fits_.control);
 
   const svg = shape(null, "svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img" });
   svg.classList.add("scaling-map");
@@ -67,13 +71,6 @@ export function mount(figure, { fits = [{ name: "Hoffmann 2022", ...HOFFMANN }],
       say(plain(10 ** read()));
     };
     return { control, show };
-  }
-
-  function chooser(label, names, set) {
-    const select = document.createElement("select");
-    for (const name of names) select.append(new Option(name));
-    select.addEventListener("change", () => { set(select.selectedIndex); draw(); });
-    return { line: line(label, select), select };
   }
 
   function draw() {

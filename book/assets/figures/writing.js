@@ -2,7 +2,7 @@
 // Data: {prompt: string, ways: [{name, steps: [{token, p, rank, entropy, top: [[token, p], …]}, …]}, …]};
 // `top` holds the likeliest tokens, likeliest first; `entropy` is in bits.
 
-import { make, line, slider, visible } from "./parts.js";
+import { make, chooser, slider, visible } from "./parts.js";
 
 // The text before step n, and the token chosen there.
 export function written(prompt, steps, n) {
@@ -26,17 +26,15 @@ export function mount(figure, { prompt, ways }) {
   const steps = () => ways[state.way].steps;
 
   const controls = make("div", "course-controls");
-  const chooser = document.createElement("select");
-  for (const { name } of ways) chooser.append(Object.assign(document.createElement("option"), { textContent: name }));
-  chooser.addEventListener("change", () => {
-    state.way = chooser.selectedIndex;
+  const rule = chooser("Rule", ways.map(({ name }) => name), (place) => {
+    state.way = place;
     draw();
   });
   const place = slider("Step", { min: 0, max: ways[0].steps.length - 1, value: 0 }, (step) => {
     state.step = step;
     draw();
   });
-  controls.append(line("Rule", chooser), place.control);
+  controls.append(rule.control, place.control);
 
   const page = make("p", "writing-text");
   const bars = make("div", "token-bars");
