@@ -38,7 +38,7 @@ export function mount(figure, { side, ground, colours, scenes }) {
   const note = make(
     "p",
     "course-caption",
-    "Left: the picture. Right: where the chosen word looks, the darker the more. Click a patch, or choose it by row and column; the frame is what is covered.",
+    "Left: the picture. Right: where the chosen word looks, the stronger the colour the more. Click a patch, or choose it by row and column; the frame is what is covered.",
   );
   const text = make("p", "course-state");
   text.setAttribute("aria-live", "polite");
